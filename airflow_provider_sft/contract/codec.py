@@ -1,0 +1,106 @@
+"""The config on its way from Airflow to the pod: base64 of UTF-8 JSON in one environment variable, or a file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, NotFoundError
+from airflow_provider_sft.contract.names import CONFIG_ENV_VAR, CONFIG_PATH_ENV_VAR
+
+Config = dict[str, Any]
+
+
+def encode_config(config: Mapping[str, Any]) -> str:
+    """What goes into SFT_TRAINER_CONFIG_JSON_ENV_VAR. NaN and Infinity are no JSON and raise ValueError."""
+    return encode_text(json.dumps(config, ensure_ascii=False, allow_nan=False))
+
+
+def encode_text(json_text: str) -> str:
+    return base64.b64encode(json_text.encode()).decode("ascii")
+
+
+def decode_text(encoded: str) -> str:
+    """:raises ConfigError: not standard base64, or not UTF-8 inside"""
+    try:
+        return base64.b64decode(encoded.strip(), validate=True).decode("utf-8")
+    except (binascii.Error, ValueError) as error:
+        raise ConfigError(
+            f"{CONFIG_ENV_VAR} is not base64 of UTF-8 JSON ({error}). Encode it with `sft-config encode FILE`."
+        ) from error
+
+
+def read_config(environ: Mapping[str, str]) -> Config:
+    """The config of this process: the environment variable wins over the file, as in fms-hf-tuning.
+
+    :raises ConfigError: neither is set, or what is there is no JSON object
+    :raises NotFoundError: the file does not exist
+    :raises AccessDeniedError: the file cannot be read
+    """
+    if encoded := environ.get(CONFIG_ENV_VAR):
+        return parse_config(decode_text(encoded), source=CONFIG_ENV_VAR)
+    if path := environ.get(CONFIG_PATH_ENV_VAR):
+        return read_config_file(Path(path))
+    raise ConfigError(
+        f"Neither {CONFIG_ENV_VAR} nor {CONFIG_PATH_ENV_VAR} is set. "
+        f"Set one of them: the config in base64, or the path of a JSON file."
+    )
+
+
+def read_config_file(path: Path) -> Config:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
+    except PermissionError as error:
+        raise AccessDeniedError(f"{path} cannot be read by this user. Give it read permission.") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{path} does not exist. Mount the config there, or correct the path.") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a directory. Name the JSON file in it.") from error
+    return parse_config(text, source=str(path))
+
+
+def parse_config(text: str, *, source: str = "The config") -> Config:
+    """Strict JSON: one object, no NaN, no Infinity, no key twice.
+
+    :param source: named in the message
+    :raises ConfigError: anything else
+    """
+    try:
+        config = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{source} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Correct it there."
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} is nested too deeply. A config is one flat JSON object.") from error
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"{source} holds a JSON {_json_type(config)}. Give one JSON object of keys and values."
+        )
+    return config
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Config:
+    config: Config = {}
+    for key, value in pairs:
+        if key in config:
+            raise ValueError(f"config key {key!r} appears twice. Keep one of them.")
+        config[key] = value
+    return config
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number. Give a finite number.")
+
+
+def _json_type(value: object) -> str:
+    names = {list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")

@@ -1,0 +1,32 @@
+"""Environment variables, file names and limits: the vocabulary of the contract."""
+
+from __future__ import annotations
+
+CONTRACT_VERSION = 1
+
+# In: how the config and its surroundings reach the trainer.
+CONFIG_ENV_VAR = "SFT_TRAINER_CONFIG_JSON_ENV_VAR"
+CONFIG_PATH_ENV_VAR = "SFT_TRAINER_CONFIG_JSON_PATH"
+SET_NUM_PROCESSES_ENV_VAR = "SET_NUM_PROCESSES_TO_NUM_GPUS"
+TERMINATION_LOG_ENV_VAR = "TERMINATION_LOG_FILE"
+FSDP_DEFAULTS_ENV_VAR = "FSDP_DEFAULTS_FILE_PATH"
+LOG_LEVEL_ENV_VAR = "LOG_LEVEL"
+RUN_ID_ENV_VAR = "SFT_RUN_ID"
+ALLOWED_ROOTS_ENV_VAR = "SFT_ALLOWED_ROOTS"
+
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+
+# Linux caps one environment string at 131,072 bytes with its name and final NUL; base64 makes 4 bytes of 3.
+MAX_ENV_CONFIG_BYTES = 98_277
+# The kubelet keeps 4,096 bytes of a termination message; escapes must not push ours over.
+MAX_TERMINATION_MESSAGE_BYTES = 3_000
+
+# Out: what a run leaves in output_dir.
+RESULT_FILE = "result.json"
+PROGRESS_FILE = "progress.json"
+ATTEMPTS_FILE = "attempts.jsonl"
+TRAINING_LOGS_FILE = "training_logs.jsonl"
+REPORT_FILE = "report.html"
+COMPLETE_FILE = ".complete"
+ADDED_TOKENS_FILE = "added_tokens_info.json"
+NEW_EMBEDDINGS_FILE = "new_embeddings.safetensors"

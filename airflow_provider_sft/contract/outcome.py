@@ -1,0 +1,91 @@
+"""What a run leaves behind: `result.json`, and the same, cut to size, as the container's termination message."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, NotRequired, TypedDict
+
+from airflow_provider_sft.contract.names import MAX_TERMINATION_MESSAGE_BYTES
+
+Status = Literal["succeeded", "failed", "interrupted"]
+ModelKind = Literal["adapter", "full", "merged"]
+Distributed = Literal["none", "ddp", "fsdp1", "fsdp2"]
+
+
+class VllmVerdict(TypedDict):
+    """How a range of vLLM releases takes the exported model."""
+
+    releases: str
+    verdict: Literal["loads_right", "loads_wrong", "rejected"]
+    reason: str
+    flags: list[str]
+
+
+class Result(TypedDict):
+    """The outcome of a run. A key is absent when the run ended before it could be known."""
+
+    contract_version: int
+    status: Status
+    exit_code: int
+    reason: str
+    advice: str
+    model_path: NotRequired[str]
+    model_kind: NotRequired[ModelKind]
+    base_model: NotRequired[str]
+    steps: NotRequired[int]
+    epochs: NotRequired[float]
+    train_loss_first: NotRequired[float]
+    train_loss_last: NotRequired[float]
+    train_loss_best: NotRequired[float]
+    eval_loss: NotRequired[float]
+    trained_tokens: NotRequired[int]
+    trained_token_share: NotRequired[float]
+    tokens_per_s: NotRequired[float]
+    wall_s: NotRequired[float]
+    gpu_s: NotRequired[float]
+    distributed: NotRequired[Distributed]
+    world_size: NotRequired[int]
+    attempt: NotRequired[int]
+    resumed_from_step: NotRequired[int]
+    last_checkpoint_step: NotRequired[int]
+    vllm_verdict: NotRequired[list[VllmVerdict]]
+    notices: NotRequired[list[str]]  # what was asked for and went another way, a sentence each
+    config_sha256: NotRequired[str]
+    data_sha256: NotRequired[str]
+    files: NotRequired[list[str]]
+
+
+# What a termination message can do without when it must be cut, in this order. result.json keeps all.
+_EXPENDABLE = ("files", "notices", "vllm_verdict", "data_sha256", "config_sha256", "base_model", "advice")
+
+
+def encode_termination_message(result: Result) -> str:
+    """`result` as one line of ASCII JSON of at most 3,000 bytes, so that no XCom side-car is needed.
+
+    Expendable fields go first, then the reason is cut. ASCII, because the kubelet counts bytes.
+    """
+    kept: dict[str, Any] = dict(result)
+    for field in _EXPENDABLE:
+        if len(_dump(kept)) <= MAX_TERMINATION_MESSAGE_BYTES:
+            return _dump(kept)
+        kept.pop(field, None)
+    while len(_dump(kept)) > MAX_TERMINATION_MESSAGE_BYTES and kept["reason"]:
+        kept["reason"] = kept["reason"][: len(kept["reason"]) * 9 // 10]
+    return _dump(kept)
+
+
+def decode_termination_message(message: str | None) -> Result | None:
+    """The result a container left, or None for anything that is not one (empty, cut, somebody else's text)."""
+    try:
+        result = json.loads(message or "")
+    except ValueError:
+        return None
+    if not isinstance(result, dict) or not {"contract_version", "status", "exit_code"} <= result.keys():
+        return None
+    result.setdefault("reason", "")
+    result.setdefault("advice", "")
+    return result  # type: ignore[return-value]
+
+
+def _dump(result: dict[str, Any]) -> str:
+    return json.dumps(result, ensure_ascii=True, separators=(",", ":"))
