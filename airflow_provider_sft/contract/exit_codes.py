@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 
-
 _FIRST_RETRYABLE = 128
 
 
