@@ -1,0 +1,148 @@
+"""Checkpoints that can be trusted: staged, flushed, renamed, and described by a manifest that is written first
+inside the staging directory and becomes visible with the rename. Stdlib only.
+
+A checkpoint counts when every file in its manifest is there with its size and digest. One without a manifest
+(left by plain transformers or fms-hf-tuning) counts when its safetensors headers and `trainer_state.json` are whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.files import read_json, sha256_file, sync_directory, sync_tree, write_json
+
+MANIFEST_FILE = "manifest.json"
+STAGING_DIR = ".staging"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_HEADER_LENGTH_BYTES = 8
+
+
+class CheckpointStore:
+    """The checkpoints of one output_dir.
+
+    :param keep: how many to keep (`save_total_limit`); None keeps all
+    """
+
+    def __init__(self, output_dir: Path, *, keep: int | None = None) -> None:
+        self.output_dir = output_dir
+        self.staging_dir = output_dir / STAGING_DIR
+        self.keep = keep
+
+    def publish(self, step: int, facts: dict[str, Any], *, best: Path | None = None) -> Path:
+        """Make `.staging/checkpoint-<step>` the newest checkpoint, then drop the oldest beyond `keep`.
+
+        :param facts: what the manifest says besides step and files: world size, config digest
+        :param best: never dropped (`load_best_model_at_end`)
+        """
+        staged, final = self.staging_dir / f"checkpoint-{step}", self.output_dir / f"checkpoint-{step}"
+        sync_tree(staged)
+        write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": _describe_files(staged)})
+        if final.exists():
+            shutil.rmtree(final)
+        staged.rename(final)
+        sync_directory(self.output_dir)
+        self._drop_oldest(best)
+        return final
+
+    def newest_valid(self, say: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint that is whole; `say` hears of each that was skipped, and why."""
+        for checkpoint in self._newest_first():
+            if flaw := find_flaw(checkpoint):
+                say(f"Skipped {checkpoint.name}: {flaw}.")
+            else:
+                return checkpoint
+        return None
+
+    def clear_staging(self) -> None:
+        shutil.rmtree(self.staging_dir, ignore_errors=True)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(_checkpoint_dirs(self.output_dir), key=checkpoint_step, reverse=True)
+
+    def _drop_oldest(self, best: Path | None) -> None:
+        if self.keep is None:
+            return
+        # Looked at anew each time: the ones kept must be whole, so a broken one does not push out a good one.
+        whole = [path for path in self._newest_first() if read_json(path / MANIFEST_FILE)]
+        for checkpoint in whole[max(self.keep, 1) :]:
+            if checkpoint != best:
+                shutil.rmtree(checkpoint)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def find_flaw(checkpoint: Path) -> str | None:
+    """Why `checkpoint` cannot be trusted, or None."""
+    if not checkpoint.is_dir():
+        return "it does not exist"
+    manifest = read_json(checkpoint / MANIFEST_FILE)
+    if manifest is None and (checkpoint / MANIFEST_FILE).exists():
+        return "its manifest cannot be read"
+    if manifest is None:
+        return next(_foreign_flaws(checkpoint), None)
+    return next(_manifest_flaws(checkpoint, manifest), None)
+
+
+def _manifest_flaws(checkpoint: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        yield "its manifest names no file"
+        return
+    for name, described in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != described["size_bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, {described['size_bytes']} were written"
+        elif sha256_file(path) != described["sha256"]:
+            yield f"{name} is damaged (its digest differs)"
+
+
+def _foreign_flaws(checkpoint: Path) -> Iterator[str]:
+    state = read_json(checkpoint / "trainer_state.json")
+    if state is None or "global_step" not in state:
+        yield "trainer_state.json is missing or damaged"
+    weights = list(checkpoint.glob("*.safetensors")) + list(checkpoint.glob("pytorch_model_fsdp_*/*"))
+    if not weights:
+        yield "it has no weights in safetensors"
+    for path in checkpoint.glob("*.safetensors"):
+        if not _is_whole_safetensors(path):
+            yield f"{path.name} is cut short"
+    if not list(checkpoint.glob("optimizer*")):
+        yield "it has no optimizer state"
+    if not list(checkpoint.glob("rng_state*.pth")):
+        yield "it has no random-number state"
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    """The header is JSON and the file ends where its last tensor does (safetensors' format)."""
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
+        try:
+            header = json.loads(file.read(header_bytes))
+        except ValueError:
+            return False
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return path.stat().st_size == _HEADER_LENGTH_BYTES + header_bytes + max(ends, default=0)
+
+
+def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    return {
+        str(path.relative_to(directory)): {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_FILE
+    }
+
+
+def _checkpoint_dirs(output_dir: Path) -> list[Path]:
+    if not output_dir.is_dir():
+        return []
+    return [path for path in output_dir.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]

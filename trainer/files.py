@@ -1,0 +1,88 @@
+"""Files that survive a crash: written under a temporary name, flushed to disk, renamed. Stdlib only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_BLOCK_BYTES = 1 << 20
+# Up to here a file is hashed whole; beyond it, its size and this many blocks spread over it.
+_WHOLE_FILE_BYTES = 64 * _BLOCK_BYTES
+_SAMPLED_BLOCKS = 64
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old content or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """One JSON line, on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`, or None when there is none to be had."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush every file below `directory`, then the directories, to disk."""
+    for parent, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            _sync(Path(parent, name), os.O_RDONLY)
+        sync_directory(Path(parent))
+
+
+def sync_directory(directory: Path) -> None:
+    _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_file(path: Path) -> str:
+    """The content's digest, sampled for a file over 64 MiB: 64 blocks of 1 MiB spread over it, and its size."""
+    size_bytes = path.stat().st_size
+    if size_bytes <= _WHOLE_FILE_BYTES:
+        return sha256_file(path)
+    digest = hashlib.sha256(str(size_bytes).encode())
+    with path.open("rb") as file:
+        for index in range(_SAMPLED_BLOCKS):
+            file.seek((size_bytes - _BLOCK_BYTES) * index // (_SAMPLED_BLOCKS - 1))
+            digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

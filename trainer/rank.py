@@ -1,0 +1,122 @@
+"""How the parent and its ranks talk: files in a private scratch directory. Stdlib only.
+
+run.json          parent → ranks: what to do
+heartbeat-<rank>  touched by a rank at every sign of life
+pid-<rank>        the rank's process id, for signals
+outcome-<rank>    rank → parent: how it ended; the earliest failure is the run's
+notices-<rank>    sentences for the result, a JSON string a line
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_sft.contract.errors import SFTError
+from trainer.files import read_json, write_json
+
+SCRATCH_ENV_VAR = "SFT_SCRATCH_DIR"
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """What the parent asks of its ranks.
+
+    :param resume_from: the checkpoint to go on from, or None
+    :param data_files: what `locate_data` found, so that ranks read the same
+    """
+
+    config: dict[str, Any]
+    output_dir: str
+    model_dir: str
+    attempt: int
+    config_sha256: str
+    data_sha256: str
+    resume_from: str | None = None
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """How a rank ended: `facts` are fields of the result."""
+
+    rank: int
+    exit_code: int
+    reason: str = ""
+    advice: str = ""
+    time: float = field(default_factory=time.time)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class RankChannel:
+    """A rank's end of the scratch directory."""
+
+    def __init__(self, scratch_dir: Path, rank: int) -> None:
+        self._scratch_dir = scratch_dir
+        self.rank = rank
+        self._heartbeat = scratch_dir / f"heartbeat-{rank}"
+
+    @classmethod
+    def open(cls, environ: Mapping[str, str]) -> RankChannel:
+        channel = cls(Path(environ[SCRATCH_ENV_VAR]), int(environ.get("RANK", "0")))
+        (channel._scratch_dir / f"pid-{channel.rank}").write_text(str(os.getpid()), encoding="ascii")
+        channel.beat()
+        return channel
+
+    def order(self) -> RunOrder:
+        return RunOrder(**(read_json(self._scratch_dir / "run.json") or {}))
+
+    def beat(self) -> None:
+        """A sign of life: a step, a batch of evaluation, a chunk of data, a save."""
+        self._heartbeat.touch()
+
+    def notice(self, sentence: str) -> None:
+        """For people: in the log and in the result. Rank 0 alone is heard."""
+        with (self._scratch_dir / f"notices-{self.rank}").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(sentence) + "\n")
+
+    def report(self, outcome: RankOutcome) -> None:
+        write_json(self._scratch_dir / f"outcome-{self.rank}", asdict(outcome))
+
+    def report_error(self, error: SFTError, **facts: Any) -> None:
+        self.report(
+            RankOutcome(self.rank, int(error.exit_code), str(error.reason), error.advice, facts=facts)
+        )
+
+
+class ParentChannel:
+    """The parent's end."""
+
+    def __init__(self, scratch_dir: Path, order: RunOrder) -> None:
+        self.scratch_dir = scratch_dir
+        write_json(scratch_dir / "run.json", asdict(order))
+
+    def rank_pids(self) -> list[int]:
+        pids = []
+        for path in self.scratch_dir.glob("pid-*"):
+            with contextlib.suppress(OSError, ValueError):
+                pids.append(int(path.read_text(encoding="ascii")))
+        return pids
+
+    def oldest_heartbeat(self) -> tuple[int, float] | None:
+        """The rank that has been silent longest, and since when (seconds since the epoch)."""
+        beats = []
+        for path in self.scratch_dir.glob("heartbeat-*"):
+            with contextlib.suppress(OSError):
+                beats.append((path.stat().st_mtime, int(path.name.removeprefix("heartbeat-"))))
+        return (min(beats)[1], min(beats)[0]) if beats else None
+
+    def outcomes(self) -> list[RankOutcome]:
+        """By rank."""
+        found = [read_json(path) for path in self.scratch_dir.glob("outcome-*")]
+        return sorted((RankOutcome(**outcome) for outcome in found if outcome), key=lambda o: o.rank)
+
+    def notices(self) -> list[str]:
+        path = self.scratch_dir / "notices-0"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return list(dict.fromkeys(json.loads(line) for line in lines))

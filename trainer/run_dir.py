@@ -1,0 +1,178 @@
+"""What `output_dir` says about the run it belongs to: whose it is, how often it was tried, whether it is done.
+
+Stdlib only: this decides, before anything heavy is imported, whether there is anything to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, StorageFullError
+from airflow_provider_sft.contract.names import ATTEMPTS_FILE, COMPLETE_FILE, RESULT_FILE
+from airflow_provider_sft.contract.outcome import Result
+from trainer.files import append_line, digest_json, fingerprint_file, read_json, sync_directory, write_json
+
+IDENTITY_FILE = ".sft.run.json"
+_NO_SPACE_ERRNOS = (28, 122)  # ENOSPC, EDQUOT
+# Keys that change how a run is watched or told, not what is trained: a retry may change them.
+_NOT_IDENTITY = frozenset(
+    {"overwrite", "hang_timeout_s", "resume_from_checkpoint", "report", "generate_samples", "log_level"}
+)
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """A run is the same run when all four agree."""
+
+    config_sha256: str
+    data_sha256: str
+    base_model_sha256: str
+    run_id: str
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        names = {
+            "config_sha256": "config",
+            "data_sha256": "data",
+            "base_model_sha256": "base model",
+            "run_id": "SFT_RUN_ID",
+        }
+        return [name for field, name in names.items() if other.get(field) != asdict(self)[field]]
+
+
+def identify_run(config: Mapping[str, Any], *, data_sha256: str, run_id: str) -> RunIdentity:
+    kept = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
+    return RunIdentity(
+        config_sha256=digest_json(kept),
+        data_sha256=data_sha256,
+        base_model_sha256=_digest_model(str(config["model_name_or_path"])),
+        run_id=run_id,
+    )
+
+
+def _digest_model(name_or_path: str) -> str:
+    """A Hub id by its name; a directory by the fingerprints of its config, tokenizer and weights."""
+    directory = Path(name_or_path)
+    if not directory.is_dir():
+        return digest_json(name_or_path)
+    files = sorted(path for path in directory.iterdir() if path.suffix in (".json", ".safetensors", ".model"))
+    return digest_json({path.name: fingerprint_file(path) for path in files})
+
+
+class RunDir:
+    """The output_dir of one run. Nothing is changed before `claim`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def prepare(self) -> None:
+        """Create the directory and prove that files can be written, flushed and renamed in it.
+
+        :raises AccessDeniedError: read-only, or not this user's
+        :raises StorageFullError: no room for even this
+        """
+        probe = self.path / f".sft.probe-{uuid.uuid4().hex}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with probe.open("w") as file:
+                file.write("x")
+                file.flush()
+                os.fsync(file.fileno())
+            probe.rename(probe.with_suffix(".renamed"))
+        except NotADirectoryError as error:
+            raise ConfigError(f"output_dir {self.path} lies below a file. Name a directory.") from error
+        except FileExistsError as error:
+            raise ConfigError(f"output_dir {self.path} is a file. Name a directory.") from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            self._remove_probes(probe)
+
+    def finished(self, identity: RunIdentity) -> Result | None:
+        """The result of this very run when it is complete.
+
+        :raises ConfigError: the directory is another run's, finished or not
+        """
+        found = read_json(self.path / IDENTITY_FILE)
+        if found is None and (self.path / COMPLETE_FILE).exists():
+            raise self._taken(["run"])
+        if found is not None and (differences := identity.differences(found)):
+            raise self._taken(differences)
+        if not (self.path / COMPLETE_FILE).exists():
+            return None
+        return cast("Result | None", read_json(self.path / RESULT_FILE))
+
+    def claim(self, identity: RunIdentity) -> int:
+        """Make the directory this run's, take its completion mark away, and return the number of this attempt."""
+        (self.path / COMPLETE_FILE).unlink(missing_ok=True)
+        sync_directory(self.path)
+        write_json(self.path / IDENTITY_FILE, asdict(identity))
+        return sum(entry.get("event") == "started" for entry in self.attempts()) + 1
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """What earlier attempts wrote, a torn last line left out."""
+        path = self.path / ATTEMPTS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [entry for line in lines if (entry := _parse_entry(line))]
+
+    def record(self, attempt: int, event: str, **facts: Any) -> None:
+        append_line(
+            self.path / ATTEMPTS_FILE, {"attempt": attempt, "event": event, "time": time.time(), **facts}
+        )
+
+    def gpu_seconds(self) -> float:
+        """GPUs times seconds over all attempts; one that was killed counts up to its last sign of life."""
+        started: dict[int, dict[str, Any]] = {}
+        total = 0.0
+        for entry in self.attempts():
+            if entry["event"] == "started":
+                started[entry["attempt"]] = entry
+            elif begin := started.get(entry["attempt"]):
+                total += (entry["time"] - begin["time"]) * begin.get("gpus", 0)
+                begin["time"] = entry["time"]
+        return total
+
+    def complete(self, result: Result) -> None:
+        """Written last: the result, then the mark that says everything asked for is there."""
+        self.write_result(result)
+        (self.path / COMPLETE_FILE).touch()
+        sync_directory(self.path)
+
+    def write_result(self, result: Result) -> None:
+        write_json(self.path / RESULT_FILE, result)
+
+    def _taken(self, differences: list[str]) -> ConfigError:
+        return ConfigError(
+            f"output_dir {self.path} belongs to another run (its {' and '.join(differences)} differ). "
+            f"Use a directory per run, or set 'overwrite': true to replace what is there."
+        )
+
+    def _unwritable(self, error: OSError) -> AccessDeniedError | StorageFullError:
+        if error.errno in _NO_SPACE_ERRNOS:
+            return StorageFullError(f"output_dir {self.path} is full ({error.strerror}).")
+        return AccessDeniedError(
+            f"output_dir {self.path} cannot be written by user {os.getuid()} ({error.strerror}). "
+            f"Mount it writable for that user or its group."
+        )
+
+    @staticmethod
+    def _remove_probes(probe: Path) -> None:
+        for path in (probe, probe.with_suffix(".renamed")):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue
+
+
+def _parse_entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and {"attempt", "event", "time"} <= entry.keys() else None
