@@ -17,7 +17,12 @@ Config = dict[str, Any]
 
 def encode_config(config: Mapping[str, Any]) -> str:
     """What goes into SFT_TRAINER_CONFIG_JSON_ENV_VAR. NaN and Infinity are no JSON and raise ValueError."""
-    return encode_text(json.dumps(config, ensure_ascii=False, allow_nan=False))
+    return encode_text(dump_config(config))
+
+
+def dump_config(config: Mapping[str, Any]) -> str:
+    """The JSON text that travels: as it is in a file, in base64 in the environment variable."""
+    return json.dumps(config, ensure_ascii=False, allow_nan=False)
 
 
 def encode_text(json_text: str) -> str:

@@ -1,0 +1,64 @@
+"""A run while it goes on, for the people who watch Airflow: readable log lines, the task state store, metrics."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_sft.contract.progress import Progress, decode_progress, describe_progress
+from airflow_provider_sft.failures import clean_text
+
+_STORE_INTERVAL_S = 10.0  # one write is a round trip to the API server
+_STORE_KEY = "progress"
+_LEVEL = re.compile(r"^\s*\[?(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b", re.IGNORECASE)
+
+
+class ProgressReport:
+    """Takes the trainer's lines one by one. Progress is told once, by attempt and step, however often it comes.
+
+    :param store: Airflow 3.3's `context["task_state_store"]`, where there is one
+    """
+
+    def __init__(self, log: Any, store: Any | None = None) -> None:
+        self.last: Progress | None = None
+        self._log = log
+        self._store = store
+        self._stored_at = float("-inf")
+
+    def take(self, line: str) -> None:
+        if progress := decode_progress(line):
+            self._take_progress(progress)
+        elif text := clean_text(line).rstrip():
+            self._log.log(_level_of(text), "%s", text)
+
+    def _take_progress(self, progress: Progress) -> None:
+        if self.last and _position(progress) <= _position(self.last):
+            return
+        self.last = progress
+        self._log.info("%s", describe_progress(progress))
+        if time.monotonic() - self._stored_at >= _STORE_INTERVAL_S:
+            self.store()
+
+    def store(self) -> None:
+        """Write the last progress to the task state store now."""
+        if self._store is None or self.last is None:
+            return
+        self._stored_at = time.monotonic()
+        try:
+            self._store.set(_STORE_KEY, dict(self.last))
+        except Exception:  # noqa: BLE001  # a run is worth more than its progress bar
+            self._log.warning("The task state store takes no progress; training goes on.", exc_info=True)
+            self._store = None
+
+
+def _position(progress: Progress) -> tuple[int, int, bool]:
+    return progress.get("attempt", 1), progress["step"], "eval_loss" in progress
+
+
+def _level_of(text: str) -> int:
+    match = _LEVEL.match(text)
+    levels: Mapping[str, int] = logging.getLevelNamesMapping()
+    return levels[match.group(1).upper()] if match else logging.INFO

@@ -1,0 +1,58 @@
+"""What a finished run leaves in Airflow: a summary in the log, and Asset events that the next DAG can start from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.contract.progress import describe_duration
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+_SECONDS_PER_HOUR = 3600
+
+
+def announce_result(operator: Any, context: Context, result: Result) -> None:
+    """Log what came out, and make it the `extra` of the event of every Asset among the task's outlets."""
+    for line in describe_result(result):
+        operator.log.info("%s", line)
+    for asset in operator.outlets:
+        context["outlet_events"][asset].extra.update(cast("dict[str, Any]", result))
+
+
+def describe_result(result: Result) -> list[str]:
+    """A line for the model, one for the training, and one for each notice and vLLM verdict."""
+    lines = [
+        f"Model ({result.get('model_kind', 'unknown kind')}): {result.get('model_path', 'unknown path')}",
+        _join(
+            _phrase("{} steps", result.get("steps")),
+            _phrase("loss {:.4g}", result.get("train_loss_first")),
+            _phrase("to {:.4g}", result.get("train_loss_last")),
+            _phrase("eval loss {:.4g}", result.get("eval_loss")),
+            _phrase("{}", _duration(result.get("wall_s"))),
+            _phrase("{:.2f} GPU hours over all attempts", _hours(result.get("gpu_s"))),
+        ),
+    ]
+    lines += [f"Notice: {notice}" for notice in result.get("notices", [])]
+    lines += [
+        f"vLLM {verdict['releases']}: {verdict['verdict'].replace('_', ' ')}. {verdict['reason']}".rstrip()
+        for verdict in result.get("vllm_verdict", [])
+    ]
+    return [line for line in lines if line]
+
+
+def _phrase(form: str, value: float | str | None) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _join(*phrases: str) -> str:
+    return ", ".join(phrase for phrase in phrases if phrase).replace(", to ", " to ")
+
+
+def _duration(seconds: float | None) -> str | None:
+    return None if seconds is None else describe_duration(seconds)
+
+
+def _hours(seconds: float | None) -> float | None:
+    return seconds / _SECONDS_PER_HOUR if seconds else None
