@@ -1,0 +1,269 @@
+"""Contradictions between keys: a rule each, with its own sentence. Mistakes stop a run, notices do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from airflow_provider_sft.contract.codec import Config
+from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
+from airflow_provider_sft.contract.schema import config_keys
+from airflow_provider_sft.contract.wording import show
+
+_ADAPTER_METHODS = ("lora", "alora", "pt")
+_REMOTE_CODE_KEY = "trust_remote_code"
+_MAX_DEPTH = 16
+
+
+def find_contradictions(config: Config, *, allow_remote_code: bool) -> list[str]:
+    """A sentence a mistake.
+
+    :param config: under present names, each value fit for its key
+    :param allow_remote_code: the leave of whoever runs the pod; a config cannot give it
+    """
+    mistakes = [sentence for rule in _RULES for sentence in rule(config)]
+    return mistakes if allow_remote_code else [*mistakes, *_remote_code(config)]
+
+
+def find_ineffective(config: Config) -> list[str]:
+    """A sentence for each key that was written and changes nothing."""
+    return [sentence for rule in _NOTICES for sentence in rule(config)]
+
+
+def find_data_config_contradictions(config: Config, data_config: Mapping[str, Any]) -> list[str]:
+    """What the content of `data_config_path` makes of the config.
+
+    :param config: under present names
+    :param data_config: the file's content
+    """
+    processor = data_config.get("dataprocessor")
+    streaming = isinstance(processor, Mapping) and processor.get("streaming") is True
+    if streaming and config.get("max_steps", -1) < 1:
+        return [
+            "Config key 'max_steps' is missing, and the data config streams: a stream has no length. "
+            'Add it, for example "max_steps": 1000.'
+        ]
+    return []
+
+
+def _no_training_data(config: Config) -> Iterator[str]:
+    if not config.get("training_data_path") and not config.get("data_config_path"):
+        yield (
+            "Config key 'training_data_path' is missing. Add it, for example "
+            '"training_data_path": "/data/input/train.jsonl", or describe the data in a data_config_path.'
+        )
+
+
+def _two_sources(config: Config) -> Iterator[str]:
+    if not config.get("data_config_path"):
+        return
+    for key in ("training_data_path", "validation_data_path"):
+        if config.get(key):
+            yield (
+                f"Config keys 'data_config_path' ({show(config['data_config_path'])}) and {key!r} "
+                f"({show(config[key])}) exclude each other. Name the file in the data config, or drop 'data_config_path'."
+            )
+
+
+def _evaluation_without_data(config: Config) -> Iterator[str]:
+    if config.get("validation_data_path") or config.get("data_config_path"):
+        return
+    strategy = config.get("eval_strategy", "no")
+    if strategy != "no":
+        yield (
+            f"Config key 'eval_strategy' is {strategy!r} but there is nothing to evaluate on. "
+            f"Add validation_data_path, or set eval_strategy to 'no'."
+        )
+
+
+def _best_without_evaluation(config: Config) -> Iterator[str]:
+    if config.get("eval_strategy", "no") != "no":
+        return
+    if config.get("load_best_model_at_end"):
+        yield (
+            "Config key 'load_best_model_at_end' is true but eval_strategy is 'no', so no model is the best. "
+            "Set eval_strategy to what save_strategy is, or drop load_best_model_at_end."
+        )
+    if config.get("save_strategy") == "best":
+        yield (
+            "Config key 'save_strategy' is 'best' but eval_strategy is 'no', so no model is the best. "
+            "Set eval_strategy to 'epoch' or 'steps', or save_strategy to 'epoch'."
+        )
+
+
+def _best_of_unequal_strategies(config: Config) -> Iterator[str]:
+    evaluate, save = config.get("eval_strategy", "no"), config.get("save_strategy", "epoch")
+    if config.get("load_best_model_at_end") and evaluate not in ("no", save) and save != "best":
+        yield (
+            f"Config key 'load_best_model_at_end' needs save_strategy ({save!r}) and eval_strategy ({evaluate!r}) "
+            f"to be the same. Set both to {evaluate!r}."
+        )
+
+
+def _text_twice(config: Config) -> Iterator[str]:
+    if config.get("dataset_text_field") and config.get("data_formatter_template"):
+        yield (
+            f"Config keys 'dataset_text_field' ({show(config['dataset_text_field'])}) and 'data_formatter_template' "
+            f"({show(config['data_formatter_template'])}) exclude each other. Keep one of them."
+        )
+
+
+def _template_without_text(config: Config) -> Iterator[str]:
+    texts = (
+        "dataset_text_field",
+        "data_formatter_template",
+        "instruction_template",
+        "dataset_conversation_field",
+        "data_config_path",
+    )
+    if config.get("response_template") and not any(config.get(key) for key in texts):
+        yield (
+            f"Config key 'response_template' is {show(config['response_template'])} but no text is named to look in. "
+            f"Add dataset_text_field or data_formatter_template, or instruction_template for chat data."
+        )
+
+
+def _half_a_chat(config: Config) -> Iterator[str]:
+    if config.get("instruction_template") and not config.get("response_template"):
+        yield (
+            f"Config key 'instruction_template' is {show(config['instruction_template'])} but response_template is "
+            f"missing. Add it: it says where an assistant turn starts."
+        )
+
+
+def _image_without_text(config: Config) -> Iterator[str]:
+    if config.get("dataset_image_field") and not config.get("dataset_text_field"):
+        yield (
+            f"Config key 'dataset_image_field' is {show(config['dataset_image_field'])} but dataset_text_field is "
+            f"missing. Add it: it names the column with the text."
+        )
+
+
+def _two_chat_templates(config: Config) -> Iterator[str]:
+    if config.get("chat_template") and config.get("chat_template_path"):
+        yield "Config keys 'chat_template' and 'chat_template_path' exclude each other. Keep one of them."
+
+
+def _alora_without_invocation(config: Config) -> Iterator[str]:
+    if config.get("peft_method") != "alora":
+        return
+    if not config.get("alora_invocation_string") and not config.get("alora_invocation_tokens"):
+        yield (
+            "Config key 'alora_invocation_string' is missing, and peft_method is 'alora'. "
+            "Add the text that activates the adapter; every row must hold it."
+        )
+
+
+def _prompt_without_text(config: Config) -> Iterator[str]:
+    if config.get("peft_method") != "pt" or config.get("prompt_tuning_init", "TEXT") != "TEXT":
+        return
+    if not config.get("prompt_tuning_init_text", "default"):
+        yield (
+            f"Config key 'prompt_tuning_init_text' is {show(config['prompt_tuning_init_text'])}, and prompt_tuning_init "
+            f"is 'TEXT'. Give a text, or set prompt_tuning_init to 'RANDOM'."
+        )
+
+
+def _quantised_without_adapter(config: Config) -> Iterator[str]:
+    if _method(config) in ("lora", "alora"):
+        return
+    for key in ("bnb_qlora", "auto_gptq"):
+        if config.get(key):
+            yield (
+                f"Config key {key!r} is {show(config[key])} but peft_method is {_method(config)!r}: a quantised base is "
+                f"frozen. Set peft_method to 'lora', or drop {key!r}."
+            )
+
+
+def _two_precisions(config: Config) -> Iterator[str]:
+    if config.get("bf16") and config.get("fp16"):
+        yield "Config keys 'bf16' and 'fp16' are both true. Keep one of them."
+
+
+def _writes_over_the_model(config: Config) -> Iterator[str]:
+    for key in ("output_dir", "save_model_dir"):
+        if _same_path(config.get(key), config.get("model_name_or_path")):
+            yield (
+                f"Config key {key!r} is {show(config[key])}, the directory of the base model, which would be "
+                f"overwritten. Name another directory."
+            )
+
+
+def _same_path(left: Any, right: Any) -> bool:
+    return bool(left) and str(left).rstrip("/") == str(right).rstrip("/")
+
+
+def _remote_code(config: Config) -> Iterator[str]:
+    for path in _trusting_paths(config, "", 0):
+        yield (
+            f"Config key {path!r} is true: Python code that comes with the model would run in the pod. Whoever runs "
+            f"the pod allows that with {ALLOW_REMOTE_CODE_ENV_VAR}=true; else drop the key."
+        )
+
+
+def _trusting_paths(value: Any, path: str, depth: int) -> Iterator[str]:
+    if not isinstance(value, Mapping) or depth > _MAX_DEPTH:
+        return
+    for name, member in value.items():
+        inner = f"{path}.{name}" if path else str(name)
+        if name == _REMOTE_CODE_KEY and member not in (False, None):
+            yield inner
+        else:
+            yield from _trusting_paths(member, inner, depth + 1)
+
+
+def _idle_peft_keys(config: Config) -> Iterator[str]:
+    if _method(config) in _ADAPTER_METHODS:
+        return
+    keys = config_keys()
+    idle = [key for key in config if keys[key].get("x-section") == "peft" and key != "peft_method"]
+    if idle:
+        verb = "has" if len(idle) == 1 else "have"
+        yield (
+            f"{', '.join(idle)} {verb} no effect: peft_method is 'none', so all weights are trained. "
+            f"Set peft_method to 'lora' for an adapter."
+        )
+
+
+def _idle_steps(config: Config) -> Iterator[str]:
+    for what, default in (("logging", "epoch"), ("save", "epoch"), ("eval", "no")):
+        strategy = config.get(f"{what}_strategy", default)
+        if f"{what}_steps" in config and config[f"{what}_steps"] is not None and strategy != "steps":
+            yield (
+                f"{what}_steps has no effect: {what}_strategy is {strategy!r}. Set {what}_strategy to 'steps' to use it."
+            )
+
+
+def _idle_validation_data(config: Config) -> Iterator[str]:
+    if config.get("validation_data_path") and config.get("eval_strategy", "no") == "no":
+        yield "validation_data_path is not evaluated on: eval_strategy is 'no'. Set it to 'epoch' or 'steps' to evaluate."
+
+
+def _unknown_scanner(config: Config) -> Iterator[str]:
+    if "hf_resource_scanner" in (config.get("trackers") or []):
+        yield "The tracker 'hf_resource_scanner' has no counterpart here and is ignored."
+
+
+def _method(config: Config) -> str:
+    return str(config.get("peft_method") or "none")
+
+
+_Rule = Callable[[Config], Iterator[str]]
+_RULES: tuple[_Rule, ...] = (
+    _no_training_data,
+    _two_sources,
+    _evaluation_without_data,
+    _best_without_evaluation,
+    _best_of_unequal_strategies,
+    _text_twice,
+    _template_without_text,
+    _half_a_chat,
+    _image_without_text,
+    _two_chat_templates,
+    _alora_without_invocation,
+    _prompt_without_text,
+    _quantised_without_adapter,
+    _two_precisions,
+    _writes_over_the_model,
+)
+_NOTICES: tuple[_Rule, ...] = (_idle_peft_keys, _idle_steps, _idle_validation_data, _unknown_scanner)

@@ -1,0 +1,82 @@
+"""A right config as the trainer reads it: present names, and a value for every key."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_sft.contract.codec import Config
+from airflow_provider_sft.contract.errors import ConfigError
+from airflow_provider_sft.contract.schema import JSONSchema, config_keys
+from airflow_provider_sft.contract.validation import examine_config
+
+# The sections that become arguments of another package's dataclass.
+_UPSTREAM_SECTIONS = ("training", "peft")
+# What null means for these keys.
+_NONE_MEANS = {"peft_method": "none", "quantization_method": "none"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    :param values: every key under its present name: what the config says, else the default (null where there is none)
+    :param given: the keys that the config says
+    :param notices: a sentence for each key with a former name, or written to no effect
+    """
+
+    values: Mapping[str, Any]
+    given: frozenset[str]
+    notices: tuple[str, ...]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The keys of one section (`training`, `peft`, `model`, …), as arguments of what reads them.
+
+        Without those that the config leaves to upstream's own default: `LoraConfig(**section)` stays right when a
+        release adds a field.
+        """
+        return {
+            key: self.values[key]
+            for key, prop in config_keys().items()
+            if prop.get("x-section") == name
+            and key in self.values
+            and (key in self.given or name not in _UPSTREAM_SECTIONS or _differs_from_upstream(prop))
+        }
+
+
+def resolve_config(
+    config: Mapping[str, Any], extra_keys: Collection[str] = (), *, allow_remote_code: bool | None = None
+) -> Settings:
+    """
+    :raises ConfigError: the config is wrong
+    """
+    examination = examine_config(config, extra_keys, allow_remote_code=allow_remote_code)
+    if examination.mistakes:
+        raise ConfigError("\n".join(examination.mistakes))
+    given = _plain_values(examination.present)
+    defaults = {
+        key: copy.deepcopy(prop.get("default"))
+        for key, prop in config_keys().items()
+        if "x-moved-to" not in prop and "x-gone" not in prop
+    }
+    defaults["accelerate_launch_args"] = {}
+    return Settings(
+        values={**defaults, **given},
+        given=frozenset(given),
+        notices=tuple(dict.fromkeys(examination.notices)),
+    )
+
+
+def _differs_from_upstream(prop: JSONSchema) -> bool:
+    return "x-upstream-default" in prop and prop.get("default") is not None
+
+
+def _plain_values(present: Config) -> Config:
+    """The peer's spellings of a value in the plain one: `["huggingface"]` is true."""
+    values = {key: _NONE_MEANS.get(key) if value is None else value for key, value in present.items()}
+    if isinstance(values.get("padding_free"), list | str):
+        values["padding_free"] = True
+    if "trackers" in values:
+        values["trackers"] = [name for name in values["trackers"] or [] if name != "hf_resource_scanner"]
+    return values
