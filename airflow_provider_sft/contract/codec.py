@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,13 +30,18 @@ def encode_text(json_text: str) -> str:
 
 
 def decode_text(encoded: str) -> str:
-    """:raises ConfigError: not standard base64, or not UTF-8 inside"""
+    """The JSON text inside. Line breaks in the base64 are passed over: `base64 config.json` makes them.
+
+    :raises ConfigError: not standard base64, or not UTF-8 inside
+    """
+    compact = "".join(encoded.split())
     try:
-        return base64.b64decode(encoded.strip(), validate=True).decode("utf-8")
-    except (binascii.Error, ValueError) as error:
+        return base64.b64decode(compact, validate=True).decode("utf-8")
+    except ValueError as error:
         raise ConfigError(
-            f"{CONFIG_ENV_VAR} is not base64 of UTF-8 JSON ({error}). Encode it with `sft-config encode FILE`."
-        ) from error
+            f"{CONFIG_ENV_VAR} is not base64 of UTF-8 JSON: {_why_not(compact, error)}. "
+            f"Encode it with `sft-config encode FILE`."
+        ) from None
 
 
 def read_config(environ: Mapping[str, str]) -> Config:
@@ -57,8 +62,17 @@ def read_config(environ: Mapping[str, str]) -> Config:
 
 
 def read_config_file(path: Path) -> Config:
+    return parse_config(read_text_file(path), source=str(path))
+
+
+def read_text_file(path: Path) -> str:
+    """
+    :raises ConfigError: it is a directory, or not UTF-8
+    :raises NotFoundError: it does not exist
+    :raises AccessDeniedError: it cannot be read
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
     except PermissionError as error:
@@ -67,7 +81,6 @@ def read_config_file(path: Path) -> Config:
         raise NotFoundError(f"{path} does not exist. Mount the config there, or correct the path.") from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is a directory. Name the JSON file in it.") from error
-    return parse_config(text, source=str(path))
 
 
 def parse_config(text: str, *, source: str = "The config") -> Config:
@@ -77,7 +90,12 @@ def parse_config(text: str, *, source: str = "The config") -> Config:
     :raises ConfigError: anything else
     """
     try:
-        config = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        config = json.loads(
+            text.removeprefix("\ufeff"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{source} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Correct it there."
@@ -104,6 +122,24 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Config:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON number. Give a finite number.")
+
+
+def _finite(digits: str) -> float:
+    """JSON's grammar allows 1e999, which Python reads as infinity."""
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{digits} is beyond what a number can hold. Give a finite number.")
+    return number
+
+
+def _why_not(compact: str, error: ValueError) -> str:
+    """In words; the text itself may be secret and is not shown."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"the bytes inside are not UTF-8 (byte {error.start + 1})"
+    if compact.startswith(("{", "[")):
+        return "it is plain text"
+    if "-" in compact or "_" in compact:
+        return "it holds '-' or '_', as url-safe base64 does"
+    return "it holds other characters, or was cut"
 
 
 def _json_type(value: object) -> str:

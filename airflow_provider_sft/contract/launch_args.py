@@ -25,21 +25,15 @@ def check_launch_args(args: Any, mistakes: list[str]) -> dict[str, Any]:
         return {}
     fitted: dict[str, Any] = {}
     for name, value in args.items():
-        if sentence := _wrong_name(str(name)):
+        if sentence := describe_unknown_flag(str(name)):
             mistakes.append(sentence)
         elif value is not None:
             _fit_flag(str(name), value, fitted, mistakes)
     return fitted
 
 
-def _fit_flag(name: str, value: Any, fitted: dict[str, Any], mistakes: list[str]) -> None:
-    try:
-        fitted[name] = fit(value, launch_flags()[name])
-    except UnfitError as error:
-        mistakes.append(f"{LAUNCH_KEY}.{name}{error.path} is {show(error.value)}. {error.remedy}")
-
-
-def _wrong_name(name: str) -> str | None:
+def describe_unknown_flag(name: str) -> str | None:
+    """Why `name` is no flag that a config may have; None when it is one."""
     flags = launch_flags()
     short: dict[str, str] = config_keys()[LAUNCH_KEY]["x-short"]
     plain = name.lstrip("-").replace("-", "_")
@@ -59,3 +53,10 @@ def _wrong_name(name: str) -> str | None:
         else "Remove it; `sft-config schema accelerate_launch_args` lists them."
     )
     return f"Unknown {LAUNCH_KEY} key {name!r}. {hint}"
+
+
+def _fit_flag(name: str, value: Any, fitted: dict[str, Any], mistakes: list[str]) -> None:
+    try:
+        fitted[name] = fit(value, launch_flags()[name])
+    except UnfitError as error:
+        mistakes.append(f"{LAUNCH_KEY}.{name}{error.path} is {show(error.value)}. {error.remedy}")

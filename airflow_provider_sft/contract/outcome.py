@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal, NotRequired, TypedDict
 
 from airflow_provider_sft.contract.names import MAX_TERMINATION_MESSAGE_BYTES
@@ -64,11 +65,13 @@ def encode_termination_message(result: Result) -> str:
 
     Expendable fields go first, then the reason is cut. ASCII, because the kubelet counts bytes.
     """
-    kept: dict[str, Any] = dict(result)
+    kept: dict[str, Any] = {field: value for field, value in result.items() if _is_finite(value)}
     for field in _EXPENDABLE:
         if len(_dump(kept)) <= MAX_TERMINATION_MESSAGE_BYTES:
             return _dump(kept)
         kept.pop(field, None)
+    if len(_dump({**kept, "reason": ""})) > MAX_TERMINATION_MESSAGE_BYTES:  # a path of kilobytes
+        kept = {field: kept[field] for field in ("contract_version", "status", "exit_code", "reason")}
     while len(_dump(kept)) > MAX_TERMINATION_MESSAGE_BYTES and kept["reason"]:
         kept["reason"] = kept["reason"][: len(kept["reason"]) * 9 // 10]
     return _dump(kept)
@@ -78,13 +81,18 @@ def decode_termination_message(message: str | None) -> Result | None:
     """The result a container left, or None for anything that is not one (empty, cut, somebody else's text)."""
     try:
         result = json.loads(message or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(result, dict) or not {"contract_version", "status", "exit_code"} <= result.keys():
         return None
     result.setdefault("reason", "")
     result.setdefault("advice", "")
     return result  # type: ignore[return-value]
+
+
+def _is_finite(value: object) -> bool:
+    """NaN is no JSON: a field that has no number has no entry."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _dump(result: dict[str, Any]) -> str:

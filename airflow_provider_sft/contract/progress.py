@@ -32,9 +32,10 @@ def decode_progress(line: str) -> Progress | None:
         return None
     try:
         progress = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return progress if isinstance(progress, dict) and "step" in progress else None  # type: ignore[return-value]
+    is_progress = isinstance(progress, dict) and {"step", "max_steps"} <= progress.keys()
+    return progress if is_progress else None
 
 
 def describe_progress(progress: Progress) -> str:

@@ -5,30 +5,23 @@ Needs the standard library alone, so that a typo costs an Airflow worker or a po
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
 from airflow_provider_sft.contract.errors import ConfigError
+from airflow_provider_sft.contract.json_values import describe_not_json
 from airflow_provider_sft.contract.launch_args import check_launch_args
 from airflow_provider_sft.contract.moved import rename_keys
 from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
 from airflow_provider_sft.contract.rules import find_contradictions, find_ineffective
-from airflow_provider_sft.contract.schema import (
-    LAUNCH_KEY,
-    JSONSchema,
-    config_keys,
-    launch_flags,
-    load_schema,
-)
+from airflow_provider_sft.contract.schema import LAUNCH_KEY, config_keys, launch_flags, load_schema
 from airflow_provider_sft.contract.secrets import find_secrets
 from airflow_provider_sft.contract.values import UnfitError, fit
 from airflow_provider_sft.contract.wording import show, suggest
-
-_MAX_DEPTH = 50
 
 
 @dataclass
@@ -36,14 +29,17 @@ class Examination:
     """What a config turned out to be.
 
     :param config: the keys as written, values coerced by the schema; what is wrong is left out
+    :param present: the same under present names
     :param mistakes: a sentence each; none: the config is right
     :param notices: a sentence each; the run goes on
     """
 
     config: Config = field(default_factory=dict)
+    present: Config = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    present: Config = field(default_factory=dict)
+    # Known keys that have their sentence already: as wrong by themselves, or as what a misspelled one stands for.
+    spoken_of: set[str] = field(default_factory=set)
 
 
 def validate_config(
@@ -78,12 +74,14 @@ def examine_config(
         return found
     secrets = find_secrets(config)
     found.mistakes += [secret.sentence for secret in secrets]
-    hidden = {secret.key for secret in secrets}
+    found.spoken_of |= {secret.key for secret in secrets}
+    unread = set(extra_keys) - config_keys().keys()
     for key, value in config.items():
-        if key not in hidden:
-            _take(found, key, value, extra_keys)
-    found.mistakes += _missing(config)
-    _judge_as_a_whole(found, config, extra_keys, allow_remote_code)
+        if key not in found.spoken_of:
+            _take(found, key, value, unread)
+    _judge_as_a_whole(
+        found, unread, remote_code_allowed() if allow_remote_code is None else allow_remote_code
+    )
     return found
 
 
@@ -92,17 +90,27 @@ def remote_code_allowed(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get(ALLOW_REMOTE_CODE_ENV_VAR, "").strip().lower() in ("true", "1", "yes", "on")
 
 
-def _take(found: Examination, key: Any, value: Any, extra_keys: Collection[str]) -> None:
+def describe_unknown_key(key: str) -> str:
+    """`Unknown config key 'learning_rte'. Did you mean 'learning_rate'?`"""
+    if key in launch_flags() and "x-refused" not in launch_flags()[key]:
+        return f"Unknown config key {key!r}. It is a flag of accelerate: put it into {LAUNCH_KEY}."
+    if near := _nearest_key(key):
+        return f"Unknown config key {key!r}. Did you mean {near!r}?"
+    return f"Unknown config key {key!r}. Remove it; `sft-config schema` lists the keys."
+
+
+def _take(found: Examination, key: Any, value: Any, unread: Collection[str]) -> None:
     """`value` into `found.config` when it is right, a sentence into `found.mistakes` when not."""
-    if not isinstance(key, str):
-        found.mistakes.append(f"Config key {show(key)} is no text. Put it in quotes.")
-        return
-    if sentence := next(_not_json(value, f"Config key {key!r}", 0), None):
-        found.mistakes.append(sentence)
-    elif key in extra_keys and key not in config_keys():
+    if not isinstance(key, str) or describe_not_json(key):
+        found.mistakes.append(f"A config key is {show(key)}, which is no text. Name a key.")
+    elif sentence := describe_not_json(value):
+        found.mistakes.append(f"Config key {key!r} {sentence}")
+        found.spoken_of.add(key)
+    elif key in unread:
         found.config[key] = value
     elif key not in config_keys():
-        found.mistakes.append(_unknown(key))
+        found.mistakes.append(describe_unknown_key(key))
+        found.spoken_of.add(_nearest_key(key) or key)
     elif key == LAUNCH_KEY:
         found.config[key] = check_launch_args(value, found.mistakes)
     else:
@@ -116,71 +124,34 @@ def _take_known(found: Examination, key: str, value: Any) -> None:
     except UnfitError as error:
         remedy = prop.get("x-gone") or error.remedy
         found.mistakes.append(f"Config key '{key}{error.path}' is {show(error.value)}. {remedy}")
+        found.spoken_of.add(prop.get("x-moved-to", key))
 
 
-def _missing(config: Mapping[Any, Any]) -> Iterator[str]:
-    for key in load_schema()["required"]:
-        if config.get(key) is None and key not in config:
-            example = config_keys()[key]["examples"][0]
-            yield f'Config key {key!r} is missing. Add it, for example "{key}": "{example}".'
-
-
-def _judge_as_a_whole(
-    found: Examination, config: Mapping[Any, Any], extra_keys: Collection[str], allow: bool | None
-) -> None:
-    """The rules, on present names. A key that is wrong by itself counts as given: one mistake, one sentence."""
-    present = rename_keys({key: value for key, value in found.config.items() if key not in extra_keys})
+def _judge_as_a_whole(found: Examination, unread: Collection[str], allow_remote_code: bool) -> None:
+    """The rules, on present names. What has its sentence already gets no second one."""
+    present = rename_keys({key: value for key, value in found.config.items() if key not in unread})
     found.present = present.config
-    found.mistakes += present.mistakes
-    wrong = {key for key in config if isinstance(key, str) and key not in found.config}
-    allow = remote_code_allowed() if allow is None else allow
-    contradictions = find_contradictions(present.config, allow_remote_code=allow)
-    found.mistakes += [
-        sentence for sentence in contradictions if not any(f"{key!r} is missing" in sentence for key in wrong)
+    contradictions = [
+        *_missing(present.config),
+        *present.mistakes,
+        *find_contradictions(present.config, allow_remote_code=allow_remote_code),
     ]
-    found.notices += present.notices + find_ineffective(present.config)
+    found.mistakes += [sentence for sentence in contradictions if not _names_any(sentence, found.spoken_of)]
+    found.notices += [*present.notices, *find_ineffective(present.config)]
 
 
-def _unknown(key: str) -> str:
-    if key in launch_flags() and "x-refused" not in launch_flags()[key]:
-        return f"Unknown config key {key!r}. It is a flag of accelerate: put it into {LAUNCH_KEY}."
-    near = load_schema()["x-aliases"].get(key.lower().replace("-", "_")) or suggest(key, _suggestable())
-    if near:
-        return f"Unknown config key {key!r}. Did you mean {near!r}?"
-    return f"Unknown config key {key!r}. Remove it; `sft-config schema` lists the keys."
+def _missing(present: Config) -> list[str]:
+    return [
+        f'Config key {key!r} is missing. Add it, for example "{key}": "{config_keys()[key]["examples"][0]}".'
+        for key in load_schema()["required"]
+        if key not in present
+    ]
 
 
-def _suggestable() -> list[str]:
-    return [name for name, prop in config_keys().items() if "x-gone" not in prop]
+def _names_any(sentence: str, keys: Collection[str]) -> bool:
+    return any(re.search(rf"\b{re.escape(key)}\b", sentence) for key in keys if key in config_keys())
 
 
-def _not_json(value: Any, name: str, depth: int) -> Iterator[str]:
-    """What JSON cannot hold: NaN, infinities, half characters, Python's own types, endless nesting."""
-    if depth > _MAX_DEPTH:
-        yield f"{name} is nested too deeply. Give a flat value."
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield f"{name} is {value}. Give a finite number."
-    elif isinstance(value, str):
-        yield from _broken_text(value, name)
-    elif isinstance(value, Mapping):
-        for key, member in value.items():
-            if not isinstance(key, str):
-                yield f"{name} has the key {show(key)}, which is no text. Put it in quotes."
-            yield from _not_json(member, name, depth + 1)
-    elif isinstance(value, list | tuple):
-        for member in value:
-            yield from _not_json(member, name, depth + 1)
-    elif value is not None and not isinstance(value, bool | int | float):
-        yield f"{name} is a {type(value).__name__}, which JSON cannot hold. Give text, a number, true, false or a list."
-
-
-def _broken_text(value: str, name: str) -> Iterator[str]:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        yield f"{name} holds half of a surrogate pair, which is no character. Write the whole character."
-
-
-def schema_of(key: str) -> JSONSchema | None:
-    """What the schema says about one key."""
-    return config_keys().get(key)
+def _nearest_key(key: str) -> str | None:
+    alias: str | None = load_schema()["x-aliases"].get(key.lower().replace("-", "_"))
+    return alias or suggest(key, [name for name, prop in config_keys().items() if "x-gone" not in prop])
