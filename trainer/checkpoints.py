@@ -58,6 +58,10 @@ class CheckpointStore:
                 return checkpoint
         return None
 
+    def newest(self) -> Path | None:
+        """The newest published one; whether it is whole, `newest_valid` tells."""
+        return next(iter(self._newest_first()), None)
+
     def clear_staging(self) -> None:
         shutil.rmtree(self.staging_dir, ignore_errors=True)
 

@@ -86,33 +86,45 @@ def single_process_env(
 
     OMP_NUM_THREADS is set only on request: accelerate's default of 1 would idle the cores of a container without GPU.
     """
-
-    def chosen(name: str, default: Any) -> Any:
-        dynamo = file.get("dynamo_config") or {}
-        from_file = file.get(name, dynamo.get(name, dynamo.get(name.removeprefix("dynamo_"))))
-        return args[name] if args.get(name) is not None else default if from_file is None else from_file
-
-    env = {
-        "ACCELERATE_USE_CPU": str(bool(args.get("cpu") or file.get("use_cpu"))),
+    chosen = _Choice(args, file)
+    uses_cpu = bool(args.get("cpu") or file.get("use_cpu"))
+    threads = chosen("num_cpu_threads_per_process", environ.get("OMP_NUM_THREADS"))
+    gpu_ids = chosen("gpu_ids", "all")
+    optional = {
+        "KMP_AFFINITY": "granularity=fine,compact,1,0" if uses_cpu else None,
+        "KMP_BLOCKTIME": "1" if uses_cpu else None,
+        "ACCELERATE_DEBUG_MODE": "true" if chosen("debug", default=False) else None,
+        "ACCELERATE_CPU_AFFINITY": "1" if chosen("enable_cpu_affinity", default=False) else None,
+        "OMP_NUM_THREADS": str(threads) if threads else None,
+        "CUDA_VISIBLE_DEVICES": str(gpu_ids) if gpu_ids != "all" else None,
+    }
+    return {
+        "ACCELERATE_USE_CPU": str(uses_cpu),
         "ACCELERATE_MIXED_PRECISION": str(chosen("mixed_precision", "no")),
         "ACCELERATE_DYNAMO_BACKEND": str(chosen("dynamo_backend", "no")).upper(),
         "ACCELERATE_DYNAMO_MODE": str(chosen("dynamo_mode", "default")),
+        **{
+            f"ACCELERATE_DYNAMO_USE_{switch.upper()}": str(
+                bool(chosen(f"dynamo_use_{switch}", default=False))
+            )
+            for switch in ("fullgraph", "dynamic", "regional_compilation")
+        },
+        **{name: value for name, value in optional.items() if value is not None},
     }
-    for switch in ("fullgraph", "dynamic", "regional_compilation"):
-        env[f"ACCELERATE_DYNAMO_USE_{switch.upper()}"] = str(
-            bool(chosen(f"dynamo_use_{switch}", default=False))
-        )
-    if env["ACCELERATE_USE_CPU"] == "True":
-        env |= {"KMP_AFFINITY": "granularity=fine,compact,1,0", "KMP_BLOCKTIME": "1"}
-    if chosen("debug", default=False):
-        env["ACCELERATE_DEBUG_MODE"] = "true"
-    if chosen("enable_cpu_affinity", default=False):
-        env["ACCELERATE_CPU_AFFINITY"] = "1"
-    if threads := chosen("num_cpu_threads_per_process", environ.get("OMP_NUM_THREADS")):
-        env["OMP_NUM_THREADS"] = str(threads)
-    if (gpu_ids := chosen("gpu_ids", "all")) != "all":
-        env["CUDA_VISIBLE_DEVICES"] = str(gpu_ids)
-    return env
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A flag's value: the user's, else the config file's, else the default."""
+
+    args: Mapping[str, Any]
+    file: Mapping[str, Any]
+
+    def __call__(self, name: str, default: Any) -> Any:
+        dynamo = self.file.get("dynamo_config") or {}
+        in_file = self.file.get(name, dynamo.get(name, dynamo.get(name.removeprefix("dynamo_"))))
+        asked = self.args.get(name)
+        return asked if asked is not None else default if in_file is None else in_file
 
 
 def _plan_accelerate(

@@ -11,9 +11,7 @@ from airflow_provider_sft.contract.errors import ConfigError
 
 @dataclass(frozen=True)
 class Nodes:
-    """
-    :param processes_per_node: as the engine set it, or None
-    """
+    """:param processes_per_node: as the engine set it, or None"""
 
     count: int = 1
     rank: int = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -15,11 +16,30 @@ from pathlib import Path
 from typing import Any, cast
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, StorageFullError
-from airflow_provider_sft.contract.names import ATTEMPTS_FILE, COMPLETE_FILE, RESULT_FILE
+from airflow_provider_sft.contract.names import ATTEMPTS_FILE, COMPLETE_FILE, PROGRESS_FILE, RESULT_FILE
 from airflow_provider_sft.contract.outcome import Result
 from trainer.files import append_line, digest_json, fingerprint_file, read_json, sync_directory, write_json
 
 IDENTITY_FILE = ".sft.run.json"
+SAMPLES_FILE = ".sft.samples.json"
+STATISTICS_FILE = ".sft.statistics.json"
+# What `overwrite` removes: a run's records, checkpoints and model, and nothing that a run did not write.
+_LEFT_BY_A_RUN = (
+    ".complete",
+    ".sft.*.json",
+    ".sft.history.jsonl",
+    ".staging",
+    "checkpoint-*",
+    "result.json",
+    "progress.json",
+    "attempts.jsonl",
+    "training_logs.jsonl",
+    "report.html",
+    "added_tokens_info.json",
+    "new_embeddings.safetensors",
+    "adapter_*",
+    "model*.safetensors*",
+)
 _NO_SPACE_ERRNOS = (28, 122)  # ENOSPC, EDQUOT
 # Keys that change how a run is watched or told, not what is trained: a retry may change them.
 _NOT_IDENTITY = frozenset(
@@ -108,12 +128,30 @@ class RunDir:
             return None
         return cast("Result | None", read_json(self.path / RESULT_FILE))
 
+    def make_room_for(self, identity: RunIdentity) -> None:
+        """`overwrite`: remove what another run left here. What this very run left stays, to resume from."""
+        found = read_json(self.path / IDENTITY_FILE)
+        is_ours = found is not None and not identity.differences(found)
+        if is_ours or (found is None and not (self.path / COMPLETE_FILE).exists()):
+            return
+        for pattern in _LEFT_BY_A_RUN:
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        sync_directory(self.path)
+
     def claim(self, identity: RunIdentity) -> int:
-        """Make the directory this run's, take its completion mark away, and return the number of this attempt."""
+        """Make the directory this run's, take its completion mark away, and return the number of this attempt.
+
+        An attempt that was killed wrote no end: its last sign of life is when it last wrote its progress.
+        """
         (self.path / COMPLETE_FILE).unlink(missing_ok=True)
         sync_directory(self.path)
         write_json(self.path / IDENTITY_FILE, asdict(identity))
-        return sum(entry.get("event") == "started" for entry in self.attempts()) + 1
+        attempts = self.attempts()
+        if attempts and attempts[-1]["event"] == "started":
+            last_sign = max(self._modified(self.path / PROGRESS_FILE), attempts[-1]["time"])
+            self.record(attempts[-1]["attempt"], "lost", time=last_sign)
+        return sum(entry["event"] == "started" for entry in attempts) + 1
 
     def attempts(self) -> list[dict[str, Any]]:
         """What earlier attempts wrote, a torn last line left out."""
@@ -128,15 +166,13 @@ class RunDir:
 
     def gpu_seconds(self) -> float:
         """GPUs times seconds over all attempts; one that was killed counts up to its last sign of life."""
-        started: dict[int, dict[str, Any]] = {}
-        total = 0.0
-        for entry in self.attempts():
-            if entry["event"] == "started":
-                started[entry["attempt"]] = entry
-            elif begin := started.get(entry["attempt"]):
-                total += (entry["time"] - begin["time"]) * begin.get("gpus", 0)
-                begin["time"] = entry["time"]
-        return total
+        entries = self.attempts()
+        started = {entry["attempt"]: entry for entry in entries if entry["event"] == "started"}
+        ended = {entry["attempt"]: entry["time"] for entry in entries if entry["event"] != "started"}
+        return sum(
+            (ended.get(number, time.time()) - begin["time"]) * begin.get("gpus", 0)
+            for number, begin in started.items()
+        )
 
     def complete(self, result: Result) -> None:
         """Written last: the result, then the mark that says everything asked for is there."""
@@ -146,6 +182,10 @@ class RunDir:
 
     def write_result(self, result: Result) -> None:
         write_json(self.path / RESULT_FILE, result)
+
+    @staticmethod
+    def _modified(path: Path) -> float:
+        return path.stat().st_mtime if path.exists() else 0.0
 
     def _taken(self, differences: list[str]) -> ConfigError:
         return ConfigError(

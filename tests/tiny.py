@@ -1,0 +1,108 @@
+"""A small real model and small real data, made in a second: what most trainer tests run on."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+_COMPLAINTS = (
+    "my order never arrived",
+    "the app crashes at login",
+    "nobody answers the phone",
+    "the bill is wrong",
+)
+_PRAISE = (
+    "thanks for the quick help",
+    "love the new update",
+    "great service today",
+    "the delivery was early",
+)
+_NAMES = ("@shop", "@airline", "@bank", "@telco", "@hotel", "@café")
+
+
+def write_tweets(path: Path, *, rows: int = 64, seed: int = 0) -> Path:
+    """Tweets with a label in one text, as the peer's twitter_complaints: `### Text: ...\\n\\n### Label: ...`."""
+    rng = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            texts, label = rng.choice([(_COMPLAINTS, "complaint"), (_PRAISE, "no complaint")])
+            text = f"{rng.choice(_NAMES)} {rng.choice(texts)} ({number})"
+            row = {"input": text, "label": label, "output": f"### Text: {text}\n\n### Label: {label}"}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
+
+
+def write_chats(path: Path, *, rows: int = 32) -> Path:
+    """One question and one answer a row, as `messages`."""
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            messages = [
+                {"role": "user", "content": f"what is {number % 8} plus one?"},
+                {"role": "assistant", "content": f"it is {number % 8 + 1}."},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def save_model(directory: Path, *, seed: int = 0, tie: bool = False) -> Path:
+    """A two-layer Llama of 0.2 M parameters in float32 with a byte-level BPE tokenizer and a chat template."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_tokenizer()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tie,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def train_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    corpus = [
+        *_COMPLAINTS,
+        *_PRAISE,
+        *_NAMES,
+        "### Text: ",
+        "### Label: complaint",
+        "no complaint",
+        "what is plus",
+    ]
+    tokenizer.train_from_iterator(corpus * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        model_max_length=512,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast

@@ -1,0 +1,205 @@
+"""Whole runs of `python -m trainer` on CPU: what is learned, what is left behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import tiny
+from tests.conftest import TrainerRun
+
+
+@pytest.fixture(scope="module")
+def lora(tiny_model_dir, tmp_path_factory):
+    """One finished LoRA run with evaluation and a report, looked at by many tests."""
+    directory = tmp_path_factory.mktemp("lora")
+    config = {
+        "model_name_or_path": str(tiny_model_dir),
+        "training_data_path": str(tiny.write_tweets(directory / "tweets.jsonl")),
+        "validation_data_path": str(tiny.write_tweets(directory / "held-out.jsonl", rows=16, seed=9)),
+        "output_dir": str(directory / "out"),
+        "dataset_text_field": "output",
+        "response_template": "\n### Label:",
+        "peft_method": "lora",
+        "torch_dtype": "float32",
+        "max_steps": 12,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 2e-2,
+        "logging_strategy": "steps",
+        "logging_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 6,
+        "save_total_limit": 1,
+        "generate_samples": 2,
+        "lora_post_process_for_vllm": True,
+        "add_special_tokens": ["<|complaint|>"],
+    }
+    run = TrainerRun(config, {"SFT_RUN_ID": "dag/run/task/-1"}, directory / "termination.log")
+    assert run.wait() == 0, run.stderr[-4000:]
+    run.config, run.out = config, directory / "out"
+    return run
+
+
+def test_loss_falls_by_a_wide_margin(lora):
+    losses = [progress["loss"] for progress in lora.progress if "loss" in progress]
+    assert losses[-1] < losses[0] / 3
+    assert lora.result["train_loss_last"] == losses[-1]
+
+
+def test_result_in_output_dir_says_what_the_termination_message_says(lora):
+    result = json.loads((lora.out / "result.json").read_text())
+    message = lora.result
+    assert {key: result[key] for key in message} == message
+    assert (result["status"], result["exit_code"], result["steps"], result["attempt"]) == (
+        "succeeded",
+        0,
+        12,
+        1,
+    )
+    assert (result["distributed"], result["world_size"], result["model_kind"]) == ("none", 1, "adapter")
+    assert result["eval_loss"] < 2
+    assert 0 < result["trained_token_share"] < 0.5
+
+
+def test_trained_tokens_are_counted(lora):
+    result = lora.result
+    assert result["trained_tokens"] > 12 * 8
+    assert result["tokens_per_s"] > 0
+
+
+def test_completion_mark_stands_beside_everything_that_was_asked_for(lora):
+    for name in (
+        ".complete",
+        "report.html",
+        "training_logs.jsonl",
+        "attempts.jsonl",
+        "adapter_model.safetensors",
+    ):
+        assert (lora.out / name).exists(), name
+
+
+def test_training_logs_have_the_peers_form(lora):
+    entries = [json.loads(line) for line in (lora.out / "training_logs.jsonl").read_text().splitlines()]
+    assert {entry["name"] for entry in entries} == {"training_loss", "validation_loss"}
+    assert set(entries[0]["data"]) == {"epoch", "step", "timestamp", "value"}
+
+
+def test_progress_file_holds_the_last_line_of_stdout(lora):
+    assert json.loads((lora.out / "progress.json").read_text()) == lora.progress[-1]
+    assert lora.progress[-1]["step"] == lora.progress[-1]["max_steps"] == 12
+
+
+def test_only_the_newest_checkpoint_is_kept(lora):
+    assert [path.name for path in lora.out.glob("checkpoint-*")] == ["checkpoint-12"]
+    assert lora.result["last_checkpoint_step"] == 12
+
+
+def test_adapter_loads_with_peft_and_changes_the_answer(lora, tiny_model_dir):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(lora.out)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = PeftModel.from_pretrained(base, lora.out).eval()
+    ids = tokenizer("### Text: @bank the bill is wrong\n\n### Label:", return_tensors="pt").input_ids
+    output = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+    assert "complaint" in tokenizer.decode(output[0, ids.shape[1] :])
+
+
+def test_added_token_is_recorded_and_exported_in_the_seeds_form(lora, tiny_model_dir):
+    rows = load_file(tiny_model_dir / "model.safetensors")["model.embed_tokens.weight"].shape[0]
+    record = json.loads((lora.out / "added_tokens_info.json").read_text())
+    assert record == {"num_new_tokens": 1, "new_embedding_size": rows + 1}
+    embeddings = load_file(lora.out / "new_embeddings.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in embeddings.items()} == {
+        "input_embeddings": (1, 64),
+        "output_embeddings": (1, 64),
+    }
+    adapter = load_file(lora.out / "adapter_model.safetensors")
+    assert all(rows + 1 not in tensor.shape for tensor in adapter.values())
+
+
+def test_report_is_one_self_contained_page_with_curves_data_and_samples(lora):
+    page = (lora.out / "report.html").read_text()
+    assert "<polyline" in page
+    assert "http" not in page.replace("http-equiv", "")
+    for text in ("Learning rate", "What it says, before and after", "response_template", 'class="trained"'):
+        assert text in page
+    samples = json.loads((lora.out / ".sft.samples.json").read_text())["samples"]
+    assert len(samples) == 2
+    assert all({"prompt", "expected", "before", "after"} == set(sample) for sample in samples)
+    assert any(sample["before"] != sample["after"] for sample in samples)
+
+
+def test_checkpoint_holds_resumable_state_untouched_by_the_export(lora):
+    names = {path.name for path in (lora.out / "checkpoint-12").iterdir()}
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"} <= names
+    assert "new_embeddings.safetensors" not in names
+
+
+def test_same_run_again_is_finished_and_trains_nothing(lora, tmp_path):
+    before = (lora.out / "adapter_model.safetensors").stat().st_mtime_ns
+    again = TrainerRun(lora.config, {"SFT_RUN_ID": "dag/run/task/-1"}, tmp_path / "termination.log")
+    assert again.wait(timeout_s=20) == 0
+    assert again.result == lora.result
+    assert "finished before" in again.stderr
+    assert (lora.out / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_task_in_its_directory_is_refused(lora, run_trainer):
+    run = run_trainer(lora.config, code=64, SFT_RUN_ID="dag/run/task/0")
+    assert "belongs to another run (its SFT_RUN_ID differ). Use a directory per run" in run.result["reason"]
+
+
+def test_full_tuning_from_a_config_file_changes_every_layer(
+    run_trainer, lora_config, tiny_model_dir, tmp_path
+):
+    """As in the seed's own example: post-processing asked for without an adapter succeeds and says so."""
+    config = {**lora_config, "lora_post_process_for_vllm": True, "max_steps": 4, "learning_rate": 1e-3}
+    del config["peft_method"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = run_trainer(
+        {}, SFT_TRAINER_CONFIG_JSON_ENV_VAR="", SFT_TRAINER_CONFIG_JSON_PATH=str(tmp_path / "config.json")
+    )
+    assert run.result["model_kind"] == "full"
+    assert "a full fine-tune loads in vLLM as it is" in " ".join(
+        json.loads((tmp_path / "out" / "result.json").read_text())["notices"]
+    )
+    before, after = (
+        load_file(tiny_model_dir / "model.safetensors"),
+        load_file(tmp_path / "out" / "model.safetensors"),
+    )
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_chat_trains_the_assistants_words(run_trainer, lora_config, tmp_path):
+    config = {
+        **lora_config,
+        "training_data_path": str(tiny.write_chats(tmp_path / "chats.jsonl")),
+        "max_steps": 4,
+    }
+    del config["dataset_text_field"], config["response_template"]
+    run_trainer(config)
+    samples = json.loads((tmp_path / "out" / ".sft.statistics.json").read_text())["samples"]
+    trained = ["".join(text for text, is_trained in segments if is_trained) for segments in samples]
+    assert all(text.startswith("it is ") for text in trained)
+    assert not any("what is" in text for text in trained)
+
+
+def test_seeds_two_process_config_trains_on_two_ranks(run_trainer, lora_config, tmp_path):
+    config = {
+        **lora_config,
+        "accelerate_launch_args": {"main_process_port": 12345, "num_processes": 2},
+        "num_train_epochs": 1.0,
+        "per_device_train_batch_size": 4,
+    }
+    run = run_trainer({**config, "max_steps": 4}, SET_NUM_PROCESSES_TO_NUM_GPUS="False")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["distributed"], result["world_size"]) == ("ddp", 2)
+    assert "FSDP applies to GPUs only" in run.stderr
+    assert len(run.progress) == 4

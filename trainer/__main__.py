@@ -1,0 +1,80 @@
+"""`python -m trainer`: the parent of a run. It never imports torch, and it is where exit codes are chosen.
+
+read the config → lock output_dir → finished already? → start the ranks and watch → export → report → result
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from airflow_provider_sft.contract.codec import read_config
+from airflow_provider_sft.contract.errors import InternalError, SFTError
+from airflow_provider_sft.contract.exit_codes import ExitCode
+from airflow_provider_sft.contract.names import (
+    DEFAULT_TERMINATION_LOG,
+    LOG_LEVEL_ENV_VAR,
+    TERMINATION_LOG_ENV_VAR,
+)
+from airflow_provider_sft.contract.outcome import Result, encode_termination_message
+from airflow_provider_sft.contract.validation import validate_config
+from trainer.outcome import failed_result
+from trainer.parent import tune
+from trainer.supervise import StopRequest
+
+log = logging.getLogger("trainer")
+
+
+def main(environ: Mapping[str, str] = os.environ) -> int:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=environ.get(LOG_LEVEL_ENV_VAR, "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    stop = StopRequest()
+    stop.install()
+    result = run(environ, stop)
+    _tell(result)
+    _write_termination_message(environ, result)
+    return result["exit_code"]
+
+
+def run(environ: Mapping[str, str], stop: StopRequest) -> Result:
+    """The whole run; every way it can end is a result."""
+    try:
+        config = read_config(environ)
+        validate_config(config)
+        with tempfile.TemporaryDirectory(prefix="sft-", ignore_cleanup_errors=True) as scratch:
+            return tune(config, environ, Path(scratch), stop)
+    except SFTError as error:
+        return failed_result(error)
+    except Exception as error:
+        log.exception("Unexpected failure of the parent")
+        return failed_result(InternalError(f"{type(error).__name__}: {error}"))
+
+
+def _tell(result: Result) -> None:
+    if result["status"] == "succeeded":
+        log.info("Succeeded: %s", result.get("model_path") or result["reason"])
+    else:
+        code = ExitCode(result["exit_code"])
+        log.error("%s (exit code %d %s) %s", result["reason"], code, code.name, result["advice"])
+
+
+def _write_termination_message(environ: Mapping[str, str], result: Result) -> None:
+    path = Path(environ.get(TERMINATION_LOG_ENV_VAR) or DEFAULT_TERMINATION_LOG)
+    # Outside a container there is no /dev/termination-log, and none should be made.
+    if TERMINATION_LOG_ENV_VAR not in environ and not path.exists():
+        return
+    try:
+        path.write_text(encode_termination_message(result), encoding="ascii")
+    except OSError as error:
+        log.warning("The termination message could not be written to %s: %s", path, error.strerror)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

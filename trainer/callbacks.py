@@ -1,0 +1,110 @@
+"""What happens at each step besides training: signs of life, progress, stopping in time, refusing non-finite numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from airflow_provider_sft.contract.errors import DivergedError
+from trainer.consensus import Consensus, StopSignal
+from trainer.progress import ProgressWriter
+from trainer.rank import RankChannel
+
+
+class HeartbeatCallback(TrainerCallback):
+    """Every step, every evaluated batch and every save is a sign of life."""
+
+    def __init__(self, channel: RankChannel) -> None:
+        self._channel = channel
+
+    def _beat(self, *_args: Any, **_kwargs: Any) -> None:
+        self._channel.beat()
+
+    on_train_begin = on_substep_end = on_step_end = on_prediction_step = on_save = on_evaluate = _beat
+
+
+class StopCallback(TrainerCallback):
+    """After SIGTERM to any rank: finish the step, save, stop. `stopped` then says so on every rank."""
+
+    def __init__(self, signal: StopSignal, consensus: Consensus) -> None:
+        self._signal = signal
+        self._consensus = consensus
+        self.stopped = False
+        self._saved_step = -1
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Any
+    ) -> None:
+        if state.global_step < state.max_steps:
+            self._stop_if_asked(state, control)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Any
+    ) -> None:
+        self._saved_step = state.global_step
+        if state.global_step < state.max_steps and not self.stopped:
+            self._stop_if_asked(state, control)
+
+    def _stop_if_asked(self, state: TrainerState, control: TrainerControl) -> None:
+        [self.stopped] = self._consensus.any(self._signal.received)
+        if self.stopped:
+            control.should_training_stop = True
+            control.should_evaluate = False
+            control.should_save = state.global_step != self._saved_step
+
+
+class ProgressCallback(TrainerCallback):
+    """Rank 0 tells how far it is."""
+
+    def __init__(self, writer: ProgressWriter) -> None:
+        self._writer = writer
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_kwargs: Any,
+    ) -> None:
+        if logs and ("loss" in logs or "eval_loss" in logs):
+            self._writer.write(state.global_step, state.max_steps, state.epoch or 0.0, logs)
+
+
+class FiniteCallback(TrainerCallback):
+    """Ends a diverged run at the step it happens: transformers' Trainer would log the loss as 0 and exit 0.
+
+    The loss is checked where it is logged, the gradient before each step of the optimizer (`check_gradient`), both
+    the same on every rank.
+
+    :param loss_limit: a mean loss beyond it has left cross-entropy's range
+    """
+
+    def __init__(self, loss_limit: float) -> None:
+        self._loss_limit = loss_limit
+
+    def check_gradient(self, grad_norm: float, step: int) -> None:
+        if not math.isfinite(grad_norm):
+            raise DivergedError(f"The gradient is {grad_norm} at step {step}: training diverged.")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_kwargs: Any,
+    ) -> None:
+        for name in ("loss", "eval_loss"):
+            value = (logs or {}).get(name, 0.0)
+            if not math.isfinite(value) or value > self._loss_limit:
+                raise DivergedError(
+                    f"The {name} is {value:.4g} at step {state.global_step}: training diverged."
+                )
+
+
+def loss_limit(vocabulary: int) -> float:
+    """A guess at random costs ln(vocabulary); a hundred times that is no cross-entropy of a model that still learns."""
+    return 100 * math.log(max(vocabulary, 2))

@@ -1,0 +1,226 @@
+"""trl's SFTTrainer, configured: exact loss without needless work, checkpoints that can be trusted, no false success."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl.trainer.sft_trainer as trl_sft
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainerCallback
+from trl import SFTTrainer
+
+from airflow_provider_sft.contract.errors import ConfigError, DivergedError
+from trainer.callbacks import FiniteCallback
+from trainer.checkpoints import STAGING_DIR, CheckpointStore
+from trainer.consensus import Consensus
+from trainer.files import read_json, write_json
+
+Batch = dict[str, Any]
+NOT_TRAINED = -100  # the label of a position outside the loss
+# Beyond this many bytes of float32 logits, trl's fused head, which never holds them, is the better bargain.
+_MAX_LOGITS_BYTES = 1 << 30
+_FLOAT32_BYTES = 4
+COUNTS_FILE = "sft_counts.json"
+
+
+class Engine(SFTTrainer):
+    """
+    :param store: where checkpoints are published
+    :param facts: for each checkpoint's manifest
+    :param finite: asked before each optimizer step
+    """
+
+    def __init__(
+        self, *, store: CheckpointStore, facts: dict[str, Any], finite: FiniteCallback, **kwargs: Any
+    ) -> None:
+        self._store = store
+        self._facts = facts
+        self._finite = finite
+        self._saving = False
+        collator = kwargs.pop("data_collator")
+        with _lm_head_adapters_allowed():
+            super().__init__(data_collator=LabelPositions(collator), **kwargs)
+        # Both losses below are normalised over the whole accumulated batch.
+        self.model_accepts_loss_kwargs = True
+        self.consensus = Consensus()
+        self.trained_tokens, self.tokens_per_s = 0, 0.0
+        self._counts: Tensor | None = None  # [tokens, trained tokens] not yet summed
+        self._tokens = self._tokens_logged = 0
+        self._train_began = self._logged_at = time.monotonic()
+        self._takes_positions = _takes_positions(self.model)
+        self._adapts_head = _adapts_head(self.model)
+        if self._adapts_head and not self._is_plain(torch.zeros(0)):
+            raise ConfigError(
+                "target_modules adapts lm_head, which loss_type 'dft', label_smoothing_factor and mixture-of-experts "
+                "losses do not support. Leave lm_head out of target_modules, or drop those keys."
+            )
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy over the positions that are trained, and only those go through the LM head.
+
+        Equal to trl's loss to float error. trl's own serves dft, label smoothing, MoE auxiliary losses, prompt
+        tuning, and batches whose logits would be large.
+        """
+        self._count(inputs.pop("token_counts", None))
+        positions = inputs.pop("logits_to_keep", None)
+        if positions is None or return_outputs or not self._is_plain(positions):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+        targets = labels[:, positions + 1]
+        loss = cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_TRAINED, reduction="sum"
+        )
+        if num_items_in_batch is None:
+            num_items_in_batch = (targets != NOT_TRAINED).sum()
+        loss = loss / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        if self.args.average_tokens_across_devices and self.model.training:
+            loss = loss * self.accelerator.num_processes
+        return loss
+
+    def _is_plain(self, positions: Tensor) -> bool:
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return (
+            self._takes_positions
+            and self.args.loss_type == "nll"
+            and self.label_smoother is None
+            and not self.aux_loss_enabled
+            and self.compute_loss_func is None
+            and (self._adapts_head or positions.numel() * vocabulary * _FLOAT32_BYTES <= _MAX_LOGITS_BYTES)
+        )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if grad_norm is not None:
+            self._finite.check_gradient(float(grad_norm), self.state.global_step + 1)
+        return grad_norm
+
+    def use_callbacks(self, *callbacks: TrainerCallback) -> None:
+        for callback in callbacks:
+            self.add_callback(callback)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        if resume_from_checkpoint:
+            counts = read_json(Path(resume_from_checkpoint) / COUNTS_FILE) or {}
+            self.trained_tokens = int(counts.get("trained_tokens", 0))
+        self._logged_at = self._train_began = time.monotonic()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Transformers' log with `tokens_per_s` over all ranks; trl's own metrics belong to its own loss."""
+        if "loss" in logs:
+            self._sum_counts()
+            now = time.monotonic()
+            logs["tokens_per_s"] = (self._tokens - self._tokens_logged) / max(now - self._logged_at, 1e-9)
+            self._tokens_logged, self._logged_at = self._tokens, now
+        Trainer.log(self, logs, start_time)
+
+    def _count(self, counts: Tensor | None) -> None:
+        # Added on the device: reading it here would make the host wait for every batch.
+        if counts is not None and self.model.training:
+            self._counts = counts if self._counts is None else self._counts + counts
+
+    def _sum_counts(self) -> None:
+        """Bring the counts up to date over all ranks; every rank must come here."""
+        if self._counts is None:
+            return
+        tokens, trained = self.accelerator.reduce(self._counts, reduction="sum").tolist()
+        self._counts = None
+        self._tokens += tokens
+        self.trained_tokens += trained
+        self.tokens_per_s = self._tokens / max(time.monotonic() - self._train_began, 1e-9)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        output_dir = super()._get_output_dir(trial)
+        return str(Path(output_dir) / STAGING_DIR) if self._saving else output_dir
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Into staging by transformers; then flushed, described by a manifest and renamed by one rank."""
+        self.check_weights()
+        step = self.state.global_step
+        self._sum_counts()
+        self._saving = True
+        try:
+            Trainer._save_checkpoint(self, model, trial)  # noqa: SLF001  # trl's adds a model card each time
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step == step:
+            self.state.best_model_checkpoint = str(self._store.output_dir / f"checkpoint-{step}")
+        if self.is_world_process_zero():
+            staged = self._store.staging_dir / f"checkpoint-{step}"
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+            write_json(staged / COUNTS_FILE, {"trained_tokens": self.trained_tokens})
+            best = self.state.best_model_checkpoint
+            self._store.publish(step, self._facts, best=Path(best) if best else None)
+        self.accelerator.wait_for_everyone()
+
+    def check_weights(self) -> None:
+        """:raises DivergedError: a trained weight is not finite, on any rank"""
+        bad = [
+            name
+            for name, weight in self.model.named_parameters()
+            if weight.requires_grad and not _is_finite(weight)
+        ]
+        if any(self.consensus.any(bool(bad))):
+            where = f" ({bad[0]})" if bad else ""
+            raise DivergedError(
+                f"A weight{where} is not finite at step {self.state.global_step}: training diverged."
+            )
+
+
+class LabelPositions:
+    """A collator that also says, on the CPU, which positions predict a trained token.
+
+    Adds `token_counts`, a LongTensor [2] of tokens without padding and of trained ones, and `logits_to_keep`, a LongTensor [K] of positions p with labels[:, p + 1] trained in any row; at least one, so
+    that a batch without any still gives a differentiable zero.
+    """
+
+    def __init__(self, collator: Callable[[list[Batch]], Batch]) -> None:
+        self._collator = collator
+
+    def __call__(self, rows: list[Batch]) -> Batch:
+        batch = self._collator(rows)
+        positions = (batch["labels"][:, 1:] != NOT_TRAINED).any(dim=0).nonzero().flatten()
+        mask = batch.get("attention_mask", batch["input_ids"].new_ones(batch["input_ids"].shape))
+        batch["token_counts"] = torch.stack([mask.sum(), (batch["labels"][:, 1:] != NOT_TRAINED).sum()])
+        batch["logits_to_keep"] = positions if positions.numel() else torch.zeros(1, dtype=torch.long)
+        return batch
+
+
+def _is_finite(weight: Tensor) -> bool:
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    return bool(torch.isfinite(local.detach()).all())
+
+
+def _takes_positions(model: Any) -> bool:
+    """The causal LM's own forward has `logits_to_keep`, and no virtual tokens shift its positions."""
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return False
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(type(base).forward).parameters
+
+
+@contextlib.contextmanager
+def _lm_head_adapters_allowed() -> Iterator[None]:
+    """Pass by trl's refusal of an adapter on lm_head: its fused head would ignore it, the loss above does not."""
+    layer_kind = trl_sft.BaseTunerLayer
+    trl_sft.BaseTunerLayer = ()  # isinstance(layer, ()) is False
+    try:
+        yield
+    finally:
+        trl_sft.BaseTunerLayer = layer_kind
+
+
+def _adapts_head(model: Any) -> bool:
+    return isinstance(model.get_output_embeddings(), BaseTunerLayer)

@@ -1,0 +1,117 @@
+"""From what a library raised to what a person should read, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from pathlib import Path
+
+from airflow_provider_sft.contract.errors import (
+    AccessDeniedError,
+    ConfigError,
+    InternalError,
+    LostRankError,
+    MemoryExhaustedError,
+    NotFoundError,
+    SFTError,
+    StorageFullError,
+    TransientError,
+)
+
+_LOST_PEER = re.compile(
+    r"connection (closed|reset) by peer|\[?gloo|nccl|broken pipe|timed out waiting|rendezvous|socket timeout",
+    re.IGNORECASE,
+)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|cannot allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE
+)
+_HUB_DENIED = ("GatedRepoError", "DisabledRepoError")
+_HUB_MISSING = (
+    "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+    "EntryNotFoundError",
+    "RemoteEntryNotFoundError",
+)
+_HUB_OFFLINE = (
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "ConnectError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "HfHubHTTPError",
+    "ConnectionError",
+)
+
+
+def classify(error: BaseException, *, model: str) -> SFTError:
+    """:param model: model_name_or_path, for the sentence"""
+    for cause in _chain(error):
+        if isinstance(cause, SFTError):
+            return cause
+        if (known := _from_system(cause) or _from_hub(cause, model) or _from_runtime(cause)) is not None:
+            return known
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return InternalError(f"{type(error).__name__}{where}: {_one_line(error)}")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error, then what caused it."""
+    chain, seen = [error], {id(error)}
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and id(cause) not in seen:
+        chain.append(cause)
+        seen.add(id(cause))
+    return chain
+
+
+def _from_system(error: BaseException) -> SFTError | None:
+    if isinstance(error, MemoryError):
+        return MemoryExhaustedError("The host has no memory left for this run.")
+    if not isinstance(error, OSError):
+        return None
+    path = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFullError(f"No space left on the volume{path}.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return AccessDeniedError(f"{error.strerror}{path}.")
+    if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+        return TransientError(f"{error.strerror}{path}.")
+    return None
+
+
+def _from_hub(error: BaseException, model: str) -> SFTError | None:
+    name = type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if name in _HUB_DENIED or status in (401, 403):
+        return AccessDeniedError(f"Access to {model!r} is denied by the Hub: {_one_line(error)}")
+    if name in _HUB_MISSING:
+        return NotFoundError(f"{model!r} is neither a directory nor on the Hub.")
+    if name in _HUB_OFFLINE:
+        return TransientError(f"{model!r} is no local directory and the Hub cannot be reached.")
+    return None
+
+
+def _from_runtime(error: BaseException) -> SFTError | None:
+    text = _one_line(error)
+    if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and _OUT_OF_MEMORY.search(text):
+        return MemoryExhaustedError(f"The accelerator is out of memory: {text}")
+    if not isinstance(error, RuntimeError):
+        return None
+    if _OUT_OF_MEMORY.search(text):
+        return MemoryExhaustedError(f"Out of memory: {text}")
+    if "no space left" in text.lower() or "PytorchStreamWriter failed" in text:
+        return StorageFullError(f"No space left on the volume: {text}")
+    if type(error).__name__.startswith("Dist") or _LOST_PEER.search(text):
+        return LostRankError(f"The connection to another rank was lost: {text}")
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else text[:400] + "..."  # noqa: PLR2004
+
+
+def wrong_config(error: Exception) -> ConfigError:
+    """Transformers and trl check their arguments with ValueError and TypeError while they are built."""
+    return ConfigError(f"The training arguments contradict each other: {_one_line(error)}")

@@ -1,0 +1,56 @@
+"""After the ranks are gone: export, then the report. Whatever was asked for and did not happen ends the run. No torch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from airflow_provider_sft.contract.errors import InternalError
+from airflow_provider_sft.contract.names import REPORT_FILE
+from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.contract.settings import Settings
+from trainer.export.run import export_for_vllm
+
+log = logging.getLogger("trainer")
+
+
+def finish_run(settings: Settings, output_dir: Path, result: Result) -> None:
+    """Complete `result` in place.
+
+    :raises ExportError: the export that was asked for is not possible
+    """
+    if "model_path" not in result:
+        return
+    if settings.values.get("lora_post_process_for_vllm"):
+        _export(settings, result)
+    model_path = Path(result["model_path"])
+    result["files"] = sorted(
+        path.name for path in model_path.iterdir() if path.is_file() and path.name[0] != "."
+    )
+    if settings.values["report"]:
+        _write_report(settings, output_dir, result)
+
+
+def _export(settings: Settings, result: Result) -> None:
+    if result["model_kind"] == "full":
+        result["notices"].append("lora_post_process_for_vllm: a full fine-tune loads in vLLM as it is.")
+        return
+    base = Path(str(settings.values["model_name_or_path"]))
+    outcome = export_for_vllm(
+        Path(result["model_path"]),
+        mode=settings.values["vllm_export"],
+        base_model_dir=base if base.is_dir() else None,
+    )
+    result["model_path"], result["model_kind"] = str(outcome.model_path), outcome.model_kind
+    result["vllm_verdict"] = outcome.vllm_verdict
+    result["notices"] += outcome.notices
+
+
+def _write_report(settings: Settings, output_dir: Path, result: Result) -> None:
+    from trainer.report import write_report
+
+    try:
+        write_report(output_dir, settings, result)
+    except OSError as error:
+        raise InternalError(f"{REPORT_FILE} could not be written: {error.strerror}") from error
+    log.info("Report: %s", output_dir / REPORT_FILE)

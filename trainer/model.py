@@ -1,0 +1,135 @@
+"""The tokenizer and the model, with the vocabulary grown for added tokens and nothing else changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from airflow_provider_sft.contract.errors import ConfigError
+from airflow_provider_sft.contract.settings import Settings
+from trainer.attention import register_document_attention, supports_padding_free
+
+
+def choose_attention(settings: Settings) -> str | None:
+    """`attn_implementation` as the config says; else the exact per-document attention where the model takes it.
+
+    None leaves the choice to transformers.
+    """
+    values = settings.values
+    if values.get("attn_implementation"):
+        return str(values["attn_implementation"])
+    return register_document_attention() if uses_padding_free(settings) else None
+
+
+def uses_padding_free(settings: Settings) -> bool:
+    """Batches without padding, unless the config says no or the model cannot tell documents apart by position."""
+    values = settings.values
+    if values.get("padding_free") is False and "padding_free" in settings.given and not values.get("packing"):
+        return False
+    config = AutoConfig.from_pretrained(
+        values["model_name_or_path"],
+        trust_remote_code=bool(values.get("trust_remote_code")),
+        cache_dir=values.get("cache_dir"),
+    )
+    return supports_padding_free(config)
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """:param known_tokens: size of the vocabulary before tokens were added; ids from here on are new"""
+
+    tokenizer: PreTrainedTokenizerBase
+    known_tokens: int
+
+
+def load_tokenizer(settings: Settings) -> LoadedTokenizer:
+    """The tokenizer, with `add_special_tokens` added; none when `tokenizer_name_or_path` is set, as in the peer."""
+    values = settings.values
+    name = values.get("tokenizer_name_or_path") or values["model_name_or_path"]
+    tokenizer = AutoTokenizer.from_pretrained(
+        name,
+        trust_remote_code=bool(values.get("trust_remote_code")),
+        revision=values.get("revision") or "main",
+    )
+    known_tokens = len(tokenizer)
+    if not values.get("tokenizer_name_or_path"):
+        tokenizer.add_special_tokens({"additional_special_tokens": values.get("add_special_tokens") or []})
+        if tokenizer.eos_token is None:
+            tokenizer.add_special_tokens({"eos_token": "</s>"})
+    if eos_token := values.get("eos_token"):
+        _set_eos_token(tokenizer, eos_token)
+    if tokenizer.pad_token is None:
+        # Padding is masked everywhere, so no token of its own is needed for it.
+        tokenizer.pad_token = tokenizer.eos_token
+    return LoadedTokenizer(tokenizer, known_tokens)
+
+
+def _set_eos_token(tokenizer: PreTrainedTokenizerBase, eos_token: str) -> None:
+    if eos_token not in tokenizer.get_vocab():
+        raise ConfigError(
+            f"Config key 'eos_token' is {eos_token!r}, which the tokenizer does not know. "
+            f"Name a token of its vocabulary, or add it with add_special_tokens."
+        )
+    tokenizer.eos_token = eos_token
+
+
+def load_model(settings: Settings, *, attention: str | None, quantization: Any = None) -> PreTrainedModel:
+    """The base model in the config's dtype (bfloat16 unless said otherwise), from safetensors alone.
+
+    :param attention: transformers' `attn_implementation`; None lets transformers choose
+    """
+    values = settings.values
+    kwargs: dict[str, Any] = {
+        "dtype": _resolve_dtype(str(values.get("dtype") or "bfloat16")),
+        "use_safetensors": True,
+        "trust_remote_code": bool(values.get("trust_remote_code")),
+        "cache_dir": values.get("cache_dir"),
+        **(values.get("model_init_kwargs") or {}),
+    }
+    if attention:
+        kwargs.setdefault("attn_implementation", attention)
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
+    model = AutoModelForCausalLM.from_pretrained(values["model_name_or_path"], **kwargs)
+    model.config.use_cache = False
+    return model
+
+
+def _resolve_dtype(name: str) -> Any:
+    return name if name == "auto" else getattr(torch, name.removeprefix("torch."))
+
+
+def grow_vocabulary(
+    model: PreTrainedModel, loaded: LoadedTokenizer, *, multiple_of: int, say: Callable[[str], None]
+) -> int:
+    """Give each new token a row, and return by how many rows the vocabulary grew.
+
+    A padded vocabulary that has room is left as it is. New rows start as the mean of the known tokens' rows, as in
+    fms-hf-tuning; no other row changes.
+    """
+    rows_before = model.get_input_embeddings().weight.shape[0]
+    rows = max(math.ceil(len(loaded.tokenizer) / multiple_of) * multiple_of, rows_before)
+    if rows == rows_before:
+        return 0
+    known = min(loaded.known_tokens, rows_before)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if embeddings is not None:
+            with torch.no_grad():
+                weight = embeddings.weight
+                weight[rows_before:] = weight[:known].float().mean(dim=0).to(weight.dtype)
+    say(
+        f"The vocabulary grew from {rows_before} to {rows} rows for {len(loaded.tokenizer) - known} new tokens."
+    )
+    return rows - rows_before

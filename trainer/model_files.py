@@ -1,0 +1,64 @@
+"""The base model as files, looked at before anything heavy is imported. Stdlib only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, NotFoundError
+from trainer.data.files import check_allowed
+from trainer.files import read_json
+
+
+def check_model(values: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """Prove that a local model can be loaded; a Hub id is left to the Hub.
+
+    :raises NotFoundError: no such directory, or no weights in safetensors in it
+    :raises AccessDeniedError: not readable, or outside SFT_ALLOWED_ROOTS
+    :raises ConfigError: it brings code of its own and trust_remote_code is not set
+    """
+    for key in ("model_name_or_path", "tokenizer_name_or_path"):
+        if (name := values.get(key)) and is_local(name):
+            _check_directory(key, Path(name), environ)
+    if is_local(name := str(values["model_name_or_path"])):
+        _check_weights(Path(name))
+        _check_code(Path(name), trusted=bool(values.get("trust_remote_code")))
+
+
+def is_local(name_or_path: str) -> bool:
+    """A path, and not a Hub id such as `org/model`."""
+    return name_or_path.startswith(("/", "./", "../", "~")) or Path(name_or_path).exists()
+
+
+def _check_directory(key: str, directory: Path, environ: Mapping[str, str]) -> None:
+    check_allowed(key, directory, environ)
+    if not directory.exists():
+        raise NotFoundError(
+            f"{key} {str(directory)!r} does not exist. Mount the volume that holds it, or correct it."
+        )
+    if not directory.is_dir():
+        raise NotFoundError(f"{key} {str(directory)!r} is a file. Name the directory that holds config.json.")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise AccessDeniedError(
+            f"{key} {str(directory)!r} cannot be read by user {os.getuid()}. Give it read permission."
+        )
+
+
+def _check_weights(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise NotFoundError(f"model_name_or_path {str(directory)!r} holds no config.json, so it is no model.")
+    if not any(directory.glob("*.safetensors")):
+        raise NotFoundError(
+            f"model_name_or_path {str(directory)!r} holds no weights in safetensors; pickled weights are not opened. "
+            f"Convert them with transformers' save_pretrained."
+        )
+
+
+def _check_code(directory: Path, *, trusted: bool) -> None:
+    if not trusted and (read_json(directory / "config.json") or {}).get("auto_map"):
+        raise ConfigError(
+            f"The model in {str(directory)!r} brings Python code of its own (auto_map in config.json). "
+            f"Set 'trust_remote_code': true if you trust it."
+        )

@@ -1,0 +1,39 @@
+"""From how a run ended to the `Result` it leaves. Stdlib only."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from airflow_provider_sft.contract.errors import InterruptedRunError, SFTError
+from airflow_provider_sft.contract.exit_codes import ExitCode
+from airflow_provider_sft.contract.names import CONTRACT_VERSION
+from airflow_provider_sft.contract.outcome import Result
+
+
+def failed_result(error: SFTError, **facts: Any) -> Result:
+    """:param facts: fields of `Result` that are known all the same: step reached, last checkpoint, attempt"""
+    return cast(
+        "Result",
+        {
+            "contract_version": CONTRACT_VERSION,
+            "status": "interrupted" if isinstance(error, InterruptedRunError) else "failed",
+            "exit_code": int(error.exit_code),
+            "reason": str(error.reason),
+            "advice": error.advice,
+            **facts,
+        },
+    )
+
+
+def succeeded_result(reason: str, **facts: Any) -> Result:
+    return cast(
+        "Result",
+        {
+            "contract_version": CONTRACT_VERSION,
+            "status": "succeeded",
+            "exit_code": int(ExitCode.SUCCEEDED),
+            "reason": reason,
+            "advice": "",
+            **facts,
+        },
+    )

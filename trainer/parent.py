@@ -1,0 +1,200 @@
+"""One attempt of one run, as its parent sees it. No torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_sft.contract.codec import Config
+from airflow_provider_sft.contract.errors import InterruptedRunError, NotFoundError, SFTError
+from airflow_provider_sft.contract.names import PROGRESS_FILE, RUN_ID_ENV_VAR
+from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.contract.settings import Settings, resolve_config
+from trainer.checkpoints import CheckpointStore, checkpoint_step, find_flaw
+from trainer.data.files import digest_data, locate_data
+from trainer.devices import count_gpus
+from trainer.files import read_json
+from trainer.finish import finish_run
+from trainer.launch import Launch, plan_launch, rank_environment
+from trainer.lock import RunLock
+from trainer.model_files import check_model
+from trainer.nodes import read_nodes
+from trainer.outcome import failed_result, succeeded_result
+from trainer.rank import ParentChannel, RankOutcome, RunOrder
+from trainer.run_dir import RunDir, RunIdentity, identify_run
+from trainer.supervise import StopRequest, Supervisor
+
+log = logging.getLogger("trainer")
+
+
+def tune(config: Config, environ: Mapping[str, str], scratch_dir: Path, stop: StopRequest) -> Result:
+    """Run `config` to its end, or find it finished.
+
+    :param scratch_dir: private to this attempt; parent and ranks talk there
+    :raises SFTError: before the run had its output_dir; afterwards a failure is a result, and written there
+    """
+    settings = resolve_config(config)
+    for notice in settings.notices:
+        log.warning("%s", notice)
+    if read_nodes(environ).rank > 0:
+        return _help_node_zero(config, settings, environ, scratch_dir, stop)
+    run_dir = RunDir(Path(settings.values["output_dir"]))
+    check_model(settings.values, environ)
+    data_sha256 = digest_data(locate_data(settings.values, environ))
+    identity = identify_run(config, data_sha256=data_sha256, run_id=environ.get(RUN_ID_ENV_VAR, ""))
+    run_dir.prepare()
+
+    def lose_lock() -> None:
+        stop.lock_lost = True
+        stop.on_signal(2)
+
+    with RunLock(run_dir.path, identity.run_id, on_lost=lose_lock):
+        if settings.values.get("overwrite"):
+            run_dir.make_room_for(identity)
+        if finished := run_dir.finished(identity):
+            log.info("This run finished before; its result stands.")
+            return finished
+        return Attempt(config, settings, environ, scratch_dir, stop, run_dir, identity).run()
+
+
+class Attempt:
+    """From the newest whole checkpoint to a result, inside the lock."""
+
+    def __init__(
+        self,
+        config: Config,
+        settings: Settings,
+        environ: Mapping[str, str],
+        scratch_dir: Path,
+        stop: StopRequest,
+        run_dir: RunDir,
+        identity: RunIdentity,
+    ) -> None:
+        self.config, self.settings, self.environ = config, settings, environ
+        self.scratch_dir, self.stop = scratch_dir, stop
+        self.run_dir, self.identity = run_dir, identity
+        self.store = CheckpointStore(run_dir.path)
+        self.number = 0
+        self.resumed_from: Path | None = None
+        self.channel: ParentChannel | None = None
+
+    def run(self) -> Result:
+        started = time.monotonic()
+        launch = self._plan()
+        self.number = self.run_dir.claim(self.identity)
+        self.run_dir.record(self.number, "started", gpus=launch.gpus, world_size=launch.world_size)
+        try:
+            outcome = self._train(launch)
+            result = succeeded_result("Tuned.", **self._facts(started, outcome.facts))
+            finish_run(self.settings, self.run_dir.path, result)
+            self.run_dir.record(self.number, "ended", exit_code=0)
+            result["gpu_s"] = round(self.run_dir.gpu_seconds(), 1)
+            self.run_dir.complete(result)
+        except SFTError as error:
+            self.run_dir.record(self.number, "ended", exit_code=int(error.exit_code))
+            result = failed_result(error, **self._facts(started, self._failed_facts()))
+            self.run_dir.write_result(result)
+        return result
+
+    def _plan(self) -> Launch:
+        launch = plan_launch(
+            self.settings.values.get("accelerate_launch_args") or {},
+            self.environ,
+            gpus=count_gpus(self.environ),
+            scratch_dir=self.scratch_dir,
+        )
+        for notice in launch.notices:
+            log.warning("%s", notice)
+        return launch
+
+    def _train(self, launch: Launch) -> RankOutcome:
+        self.store.clear_staging()
+        self.resumed_from = self._choose_checkpoint()
+        if self.resumed_from:
+            log.info("Attempt %d resumes from %s.", self.number, self.resumed_from.name)
+        model_dir = self.settings.values.get("save_model_dir") or self.settings.values["output_dir"]
+        order = RunOrder(
+            config=self.config,
+            output_dir=str(self.run_dir.path),
+            model_dir=str(model_dir),
+            attempt=self.number,
+            config_sha256=self.identity.config_sha256,
+            data_sha256=self.identity.data_sha256,
+            resume_from=str(self.resumed_from) if self.resumed_from else None,
+        )
+        self.channel = ParentChannel(self.scratch_dir, order)
+        return _supervise(launch, self.settings, self.environ, self.channel, self.stop)
+
+    def _choose_checkpoint(self) -> Path | None:
+        """`resume_from_checkpoint`: unset or true takes the newest whole one, false none, a path that one."""
+        asked = self.settings.values.get("resume_from_checkpoint")
+        if asked in (False, "false", "False"):
+            return None
+        if asked in (None, True, "true", "True"):
+            return self.store.newest_valid(lambda sentence: log.warning("%s", sentence))
+        if flaw := find_flaw(Path(asked)):
+            raise NotFoundError(
+                f"resume_from_checkpoint {asked!r} cannot be used: {flaw}. Name a whole checkpoint."
+            )
+        return Path(asked)
+
+    def _facts(self, started: float, facts: Mapping[str, Any]) -> dict[str, Any]:
+        known = {
+            "base_model": str(self.settings.values["model_name_or_path"]),
+            "attempt": self.number,
+            "wall_s": round(time.monotonic() - started, 1),
+            "gpu_s": round(self.run_dir.gpu_seconds(), 1),
+            "config_sha256": self.identity.config_sha256,
+            "data_sha256": self.identity.data_sha256,
+            "notices": [*self.settings.notices, *(self.channel.notices() if self.channel else [])],
+            **facts,
+        }
+        if self.resumed_from:
+            known["resumed_from_step"] = checkpoint_step(self.resumed_from)
+        if newest := self.store.newest():
+            known["last_checkpoint_step"] = checkpoint_step(newest)
+        return known
+
+    def _failed_facts(self) -> dict[str, Any]:
+        """The step a failed attempt reached, from the progress it wrote."""
+        progress = read_json(self.run_dir.path / PROGRESS_FILE) or {}
+        return {"steps": progress["step"]} if progress.get("attempt") == self.number else {}
+
+
+def _supervise(
+    launch: Launch,
+    settings: Settings,
+    environ: Mapping[str, str],
+    channel: ParentChannel,
+    stop: StopRequest,
+) -> RankOutcome:
+    env = rank_environment(launch, environ, channel.scratch_dir)
+    hang_timeout_s = float(settings.values["hang_timeout_s"])
+    return Supervisor(launch, env, channel, stop, hang_timeout_s).run()
+
+
+def _help_node_zero(
+    config: Config, settings: Settings, environ: Mapping[str, str], scratch_dir: Path, stop: StopRequest
+) -> Result:
+    """A node other than the first: it runs its ranks; node 0 locks, exports, reports and writes the result."""
+    launch = plan_launch(
+        settings.values.get("accelerate_launch_args") or {},
+        environ,
+        gpus=count_gpus(environ),
+        scratch_dir=scratch_dir,
+    )
+    output_dir = str(settings.values["output_dir"])
+    model_dir = str(settings.values.get("save_model_dir") or output_dir)
+    # Rank 0 tells the other ranks where to resume: what node 0 found whole counts.
+    order = RunOrder(config, output_dir, model_dir, attempt=0, config_sha256="", data_sha256="")
+    try:
+        _supervise(launch, settings, environ, ParentChannel(scratch_dir, order), stop)
+    except InterruptedRunError as error:
+        return failed_result(error)
+    return succeeded_result(
+        f"Node {launch.nodes.rank} of {launch.nodes.count} did its part (pid {os.getpid()})."
+    )

@@ -1,0 +1,178 @@
+"""The parent's watch over its ranks: signals reach them, silence ends them, their end becomes one outcome. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from airflow_provider_sft.contract.errors import (
+    HangError,
+    InternalError,
+    InterruptedRunError,
+    LostRankError,
+    MemoryExhaustedError,
+    SFTError,
+)
+from airflow_provider_sft.contract.exit_codes import ExitCode
+from airflow_provider_sft.contract.progress import describe_duration
+from trainer.launch import Launch
+from trainer.rank import ParentChannel, RankOutcome
+
+log = logging.getLogger("trainer")
+
+_POLL_S = 0.1
+# After the first rank failed, the others get this long to notice before they are killed.
+_LINGER_S = 10.0
+_FAILURES = {kind.exit_code: kind for kind in SFTError.__subclasses__()}
+
+
+class StopRequest:
+    """SIGTERM and SIGINT to the parent: the first asks the ranks to save and stop, the second ends them at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.lock_lost = False
+        self.on_signal: Callable[[int], None] = lambda _count: None
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        log.warning(
+            "Received %s: %s.", signal.Signals(number).name, "saving" if self.count == 1 else "ending at once"
+        )
+        self.on_signal(self.count)
+
+
+@dataclass
+class Supervisor:
+    """Starts the ranks of this node and stays until they are gone.
+
+    :param hang_timeout_s: silence of any rank for this long ends the run; 0 never does
+    """
+
+    launch: Launch
+    env: Mapping[str, str]
+    channel: ParentChannel
+    stop: StopRequest
+    hang_timeout_s: float
+
+    def run(self) -> RankOutcome:
+        """The outcome of rank 0.
+
+        :raises SFTError: what ended the run: the earliest failure that a rank reported, else what can be told from
+            outside (killed, out of memory, hung, interrupted)
+        """
+        oom_kills_before = count_oom_kills()
+        started = time.time()
+        # A session of its own: a terminal's Ctrl-C reaches the parent alone, and the whole group can be ended.
+        process = subprocess.Popen(self.launch.argv, env=dict(self.env), start_new_session=True)  # noqa: S603
+        self.stop.on_signal = lambda count: self._pass_on(process, count)
+        if self.stop.count:
+            self._pass_on(process, self.stop.count)
+        try:
+            self._watch(process, started)
+        finally:
+            self.stop.on_signal = lambda _count: None
+            _kill_group(process)
+        return self._conclude(process.returncode, oom=count_oom_kills() > oom_kills_before)
+
+    def _watch(self, process: subprocess.Popen[bytes], started: float) -> None:
+        failed_at = 0.0
+        while process.poll() is None:
+            time.sleep(_POLL_S)
+            self._check_alive(started)
+            if not failed_at and any(outcome.exit_code for outcome in self.channel.outcomes()):
+                failed_at = time.monotonic()
+            if failed_at and time.monotonic() - failed_at > _LINGER_S:
+                return
+
+    def _check_alive(self, started: float) -> None:
+        rank, since = self.channel.oldest_heartbeat() or (0, started)
+        if self.hang_timeout_s and time.time() - max(since, started) > self.hang_timeout_s:
+            raise HangError(
+                f"Rank {rank} showed no sign of life for {describe_duration(self.hang_timeout_s)} (hang_timeout_s)."
+            )
+
+    def _pass_on(self, process: subprocess.Popen[bytes], count: int) -> None:
+        if count > 1:
+            _kill_group(process)
+            return
+        # The ranks themselves, not accelerate's launcher: it would end them after 30 s, saved or not.
+        for pid in self.channel.rank_pids() or [process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _conclude(self, returncode: int, *, oom: bool) -> RankOutcome:
+        outcomes = self.channel.outcomes()
+        failures = sorted(
+            (outcome for outcome in outcomes if outcome.exit_code), key=lambda outcome: outcome.time
+        )
+        if self.stop.lock_lost:
+            raise InterruptedRunError("Another run has taken output_dir over; this one ended without saving.")
+        if failures:
+            raise _to_error(failures[0])
+        if outcomes and outcomes[0].rank == self._first_rank and returncode == 0:
+            return outcomes[0]
+        if self.stop.count:
+            raise InterruptedRunError("Interrupted before a step was complete; nothing new was saved.")
+        raise self._unexplained(returncode, oom=oom)
+
+    @property
+    def _first_rank(self) -> int:
+        return self.launch.nodes.rank * (self.launch.world_size // self.launch.nodes.count)
+
+    def _unexplained(self, returncode: int, *, oom: bool) -> SFTError:
+        if oom:
+            limit = memory_limit_bytes()
+            shown = f" of {limit / 2**30:.1f} GiB" if limit else ""
+            return MemoryExhaustedError(
+                f"The container's memory limit{shown} was reached and a rank was killed."
+            )
+        if returncode < 0:
+            return LostRankError(f"A rank was killed by {signal.Signals(-returncode).name}.")
+        if self.launch.world_size > 1:
+            return LostRankError("A rank ended without saying why.")
+        return InternalError(f"The rank ended with code {returncode} without saying why.")
+
+
+def _to_error(outcome: RankOutcome) -> SFTError:
+    kind = _FAILURES.get(ExitCode(outcome.exit_code), InternalError)
+    return kind(outcome.reason, advice=outcome.advice)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Whatever is left of the ranks, stopped ones too, and reap the child."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def count_oom_kills() -> int:
+    """How often the kernel has killed in this container's cgroup for memory (v2, then v1)."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(path).read_text(encoding="ascii").splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return 0
+
+
+def memory_limit_bytes() -> int | None:
+    """The container's memory limit, None where there is none."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limit = int(Path(path).read_text(encoding="ascii"))
+            # cgroup v1 writes a huge number for no limit.
+            return limit if limit < 1 << 60 else None
+    return None

@@ -1,0 +1,130 @@
+"""One rank of a run (`python -m trainer.train`, started by the parent).
+
+config → tokenizer → data → model → PEFT → train → save, from top to bottom in `train`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError
+from airflow_provider_sft.contract.names import LOG_LEVEL_ENV_VAR
+from airflow_provider_sft.contract.settings import resolve_config
+from trainer.arguments import build_training_args, effective_distributed
+from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, StopCallback, loss_limit
+from trainer.checkpoints import CheckpointStore, checkpoint_step
+from trainer.consensus import StopSignal, share_from_rank_zero
+from trainer.data.prepare import prepare_data
+from trainer.engine import Engine
+from trainer.failures import classify
+from trainer.files import write_json
+from trainer.model import choose_attention, grow_vocabulary, load_model, load_tokenizer
+from trainer.progress import ProgressWriter, read_history, summarize_losses
+from trainer.rank import RankChannel, RankOutcome, RunOrder
+from trainer.run_dir import STATISTICS_FILE
+from trainer.samples import sample_after, sample_before
+from trainer.save import model_kind_of, save_final
+from trainer.tuning import apply_peft, build_quantization
+
+log = logging.getLogger("trainer")
+
+
+def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, Any]:
+    """Tune the model that `order` describes; what the result should say about it comes back."""
+    settings = resolve_config(order.config)
+    output_dir = Path(order.output_dir)
+
+    args = build_training_args(settings, order)  # joins the other ranks
+    resume_from = share_from_rank_zero(order.resume_from)
+    loaded = load_tokenizer(settings)
+    tokenizer = loaded.tokenizer
+
+    data = prepare_data(settings, tokenizer, cache_dir=None, say=log.info, beat=channel.beat)
+    write_json(output_dir / STATISTICS_FILE, dict(data.statistics)) if args.process_index == 0 else None
+    if settings.values.get("do_dataprocessing_only"):
+        return {"trained_token_share": data.statistics["trained_token_share"]}
+
+    transformers.set_seed(args.seed)
+    model = load_model(
+        settings, attention=choose_attention(settings), quantization=build_quantization(settings)
+    )
+    multiple_of = settings.values["embedding_size_multiple_of"]
+    new_rows = grow_vocabulary(model, loaded, multiple_of=multiple_of, say=channel.notice)
+    sample_before(model, tokenizer, data.statistics, settings, output_dir)
+    model = apply_peft(model, settings, tokenizer, new_rows=new_rows)
+
+    finite = FiniteCallback(loss_limit(len(tokenizer)))
+    engine = Engine(
+        model=model,
+        args=args,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=data.collator,
+        processing_class=tokenizer,
+        store=CheckpointStore(output_dir, keep=settings.values.get("save_total_limit")),
+        facts={"config_sha256": order.config_sha256, "world_size": args.world_size},
+        finite=finite,
+    )
+    stopping = StopCallback(stop, engine.consensus)
+    engine.use_callbacks(HeartbeatCallback(channel), finite, stopping)
+    if engine.is_world_process_zero():
+        step = checkpoint_step(Path(resume_from)) if resume_from else 0
+        writer = ProgressWriter(output_dir, attempt=order.attempt, resumed_from_step=step)
+        engine.use_callbacks(ProgressCallback(writer))
+
+    stop.install()
+    engine.train(resume_from_checkpoint=resume_from)
+    if stopping.stopped:
+        raise InterruptedRunError(f"Interrupted at step {engine.state.global_step} and saved.")
+
+    engine.check_weights()
+    save_final(engine, Path(order.model_dir), new_rows=new_rows)
+    sample_after(engine.model, tokenizer, settings, output_dir)
+    return {
+        "model_path": order.model_dir,
+        "model_kind": model_kind_of(engine),
+        "steps": engine.state.global_step,
+        "epochs": round(engine.state.epoch or 0.0, 4),
+        **summarize_losses(read_history(output_dir)),
+        "trained_tokens": engine.trained_tokens,
+        "trained_token_share": data.statistics["trained_token_share"],
+        "tokens_per_s": round(engine.tokens_per_s, 1),
+        "distributed": effective_distributed(engine),
+        "world_size": args.world_size,
+    }
+
+
+def main() -> int:
+    """Run one rank; how it ended goes to the parent through a file, so that it survives accelerate's launcher."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=os.environ.get(LOG_LEVEL_ENV_VAR, "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    channel = RankChannel.open(os.environ)
+    order = channel.order()
+    try:
+        facts = train(channel, order, StopSignal())
+    except Exception as error:
+        failure = classify(error, model=str(order.config["model_name_or_path"]))
+        if isinstance(failure, InternalError):
+            log.exception("Unexpected failure of rank %d", channel.rank)
+        channel.report_error(failure)
+        # Orderly: torch's launcher must not take it for a failure and kill the ranks that still save.
+        return 0 if isinstance(failure, InterruptedRunError) else int(failure.exit_code)
+    channel.report(RankOutcome(channel.rank, 0, facts=facts))
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after a failure, torch's atexit handlers wait for ranks that may be gone.
+    os._exit(code)

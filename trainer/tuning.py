@@ -1,0 +1,107 @@
+"""Which weights are trained: all of them, or an adapter's (LoRA, aLoRA, prompt tuning), on a quantised base if asked."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+)
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from airflow_provider_sft.contract.errors import ConfigError, DataError
+from airflow_provider_sft.contract.settings import Settings
+
+ADAPTER_METHODS = frozenset({"lora", "alora", "pt"})
+
+
+def apply_peft(
+    model: PreTrainedModel, settings: Settings, tokenizer: PreTrainedTokenizerBase, *, new_rows: int
+) -> Any:
+    """The model as it is trained.
+
+    :param new_rows: by how much the vocabulary grew; the adapter then carries the embeddings
+    :raises DataError: nothing would be trained
+    """
+    if getattr(model, "is_quantized", False):
+        checkpointing = bool(settings.values.get("gradient_checkpointing"))
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    config = build_peft_config(settings, tokenizer)
+    if config is None:
+        return model
+    try:
+        tuned = get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"The adapter does not fit this model: {error}") from error
+    if new_rows:
+        # PEFT's own guess leaves grown embeddings out when it does not find the base model's config.
+        tuned.save_pretrained = functools.partial(tuned.save_pretrained, save_embedding_layers=True)
+    if not any(weight.requires_grad for weight in tuned.parameters()):
+        raise DataError("No weight would be trained: target_modules names no layer of this model.")
+    return tuned
+
+
+def build_peft_config(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> PeftConfig | None:
+    """None for full fine-tuning."""
+    options = settings.section("peft")
+    method = options.pop("peft_method", None)
+    if method in ("lora", "alora"):
+        return _build_lora(options, tokenizer, method=method)
+    if method == "pt":
+        return _build_prompt_tuning(options, settings)
+    return None
+
+
+def _build_lora(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, method: str) -> LoraConfig:
+    for name in ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text"):
+        options.pop(name, None)
+    invocation = options.pop("alora_invocation_string", None)
+    if method == "alora":
+        options["alora_invocation_tokens"] = tokenizer.encode(invocation, add_special_tokens=False)
+    if options.get("target_modules") in (["all-linear"], "all-linear"):
+        options["target_modules"] = "all-linear"
+    return LoraConfig(task_type=TaskType.CAUSAL_LM, **options)
+
+
+def _build_prompt_tuning(options: dict[str, Any], settings: Settings) -> PromptTuningConfig:
+    names = ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text")
+    values = settings.values
+    return PromptTuningConfig(
+        task_type=TaskType.CAUSAL_LM,
+        tokenizer_name_or_path=values.get("tokenizer_name_or_path") or values["model_name_or_path"],
+        **{name: options[name] for name in names if name in options},
+    )
+
+
+def build_quantization(settings: Settings) -> BitsAndBytesConfig | None:
+    """QLoRA's base in 4 bits, from the peer's `bnb_qlora` and `auto_gptq` keys or transformers' own.
+
+    :raises ConfigError: bitsandbytes or a GPU is missing
+    """
+    kind = settings.section("quantization").get("bnb_qlora")
+    if not kind:
+        return None
+    quant_type, _, _ = (kind if isinstance(kind, list) else [kind])[0].partition(",")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"Config key 'bnb_qlora' is {kind!r}, which needs a GPU. Request one, or drop the key."
+        )
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "Config key 'bnb_qlora' needs bitsandbytes. Install it: pip install 'airflow-provider-sft[bitsandbytes]'."
+        ) from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
