@@ -1,0 +1,148 @@
+"""Texts to token ids and labels, a chunk at a time, in one tokenisation a row, through the tokenizer's Rust batch call."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from airflow_provider_sft.contract.errors import ConfigError
+from trainer.data.masking import NOT_TRAINED, TO_END, Span, trained_ranges
+
+DEFAULT_MAX_LENGTH = 4096
+SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a text gets its end-of-sequence token.
+
+    :param text: appended to the text before it is tokenised; "" when the tokenizer adds the token itself
+    :param token_id: appended after, where the token cannot be written as text
+    """
+
+    text: str
+    token_id: int | None = None
+
+
+def choose_ending(tokenizer: Any) -> Ending:
+    """Probe how this tokenizer comes to an end-of-sequence token."""
+    if tokenizer.eos_token is None:
+        return Ending("")
+    backend, eos_id = backend_of(tokenizer), tokenizer.eos_token_id
+    if backend.encode("a", add_special_tokens=True).ids[-1:] == [eos_id]:
+        return Ending("")
+    if backend.encode("a" + tokenizer.eos_token, add_special_tokens=False).ids[-1:] == [eos_id]:
+        return Ending(tokenizer.eos_token)
+    return Ending("", eos_id)
+
+
+def choose_max_length(tokenizer: Any, asked: int | None) -> int:
+    """The tokenizer's own limit, or what the config asks (4096 when it does not), whichever is less."""
+    return int(min(asked or DEFAULT_MAX_LENGTH, tokenizer.model_max_length))
+
+
+def backend_of(tokenizer: Any) -> Any:
+    """The Rust tokenizer.
+
+    :raises ConfigError: there is none, so no offsets
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"The tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) has no fast version, so it cannot tell where a "
+            "token's text stands. Convert it to tokenizer.json, or use tokenizer_name_or_path to name a fast one."
+        )
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
+    return backend
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows as arrays: `ids` and `labels` flat over all rows; `lengths` and `whole_lengths` (before cutting) a row each."""
+
+    ids: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    whole_lengths: npt.NDArray[np.int64]
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        return np.cumsum(self.lengths) - self.lengths
+
+    def trained_counts(self) -> npt.NDArray[np.int64]:
+        """Tokens a row that are predicted from one before: a row's first never is."""
+        counted = self.labels != NOT_TRAINED
+        counted[self.starts[self.lengths > 0]] = False
+        sums = np.concatenate(([0], np.cumsum(counted, dtype=np.int64)))
+        return sums[self.starts + self.lengths] - sums[self.starts]
+
+    def batch(self) -> pa.RecordBatch:
+        offsets = pa.array(np.concatenate(([0], np.cumsum(self.lengths))), type=pa.int32())
+        columns = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (self.ids, self.labels)]
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+class Encoder:
+    """A tokenizer with a length.
+
+    :param keep_end: cut a row that is too long at its start, not at its end
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, ending: Ending, *, keep_end: bool = False) -> None:
+        self._backend = backend_of(tokenizer)
+        self._max_length = max_length
+        self._extra_ids = [] if ending.token_id is None else [ending.token_id]
+        self._keep_end = keep_end
+
+    def encode(
+        self, examples: Sequence[tuple[str, list[Span] | None]], *, special_tokens: bool
+    ) -> EncodedRows:
+        encodings = self._backend.encode_batch(
+            [text for text, _ in examples], add_special_tokens=special_tokens
+        )
+        limit, extra = self._max_length, self._extra_ids if special_tokens else []
+        flat, lengths, whole_lengths = array("i"), [], []
+        firsts, lasts = list[int](), list[int]()
+        for encoding, (_, spans) in zip(encodings, examples, strict=True):
+            ids = encoding.ids
+            ranges = trained_ranges(encoding, spans) if spans else []
+            if extra:
+                ids += extra
+                if spans and spans[-1][1] == TO_END:
+                    ranges = [*ranges[:-1], (ranges[-1][0] if ranges else len(ids) - 1, len(ids))]
+            whole = len(ids)
+            base = len(flat)
+            if whole > limit:
+                cut = whole - limit if self._keep_end else 0
+                ids = ids[cut : cut + limit]
+                ranges = [
+                    (max(a - cut, 0), min(b - cut, limit)) for a, b in ranges if b > cut and a < cut + limit
+                ]
+            flat.extend(ids)
+            lengths.append(len(ids))
+            whole_lengths.append(whole)
+            for first, last in ranges:
+                firsts.append(base + first)
+                lasts.append(base + last)
+        ids_array = np.frombuffer(flat, dtype=np.int32) if flat else np.zeros(0, np.int32)
+        return EncodedRows(
+            ids_array,
+            np.where(_mask(len(flat), firsts, lasts), ids_array, np.int32(NOT_TRAINED)),
+            np.array(lengths, dtype=np.int64),
+            np.array(whole_lengths, dtype=np.int64),
+        )
+
+
+def _mask(size: int, firsts: list[int], lasts: list[int]) -> npt.NDArray[np.bool_]:
+    edges = np.zeros(size + 1, dtype=np.int8)
+    edges[firsts] += 1
+    edges[lasts] -= 1
+    return np.cumsum(edges[:-1], dtype=np.int8).astype(np.bool_)

@@ -1,0 +1,190 @@
+"""Which files a run reads: found, allowed, readable, and their digest. No torch: the parent asks before any rank.
+
+Says nothing of what is in them: that is `rows`.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, DataError, NotFoundError
+from airflow_provider_sft.contract.names import ALLOWED_ROOTS_ENV_VAR
+from trainer.data.plan import DataPlan, plan_data
+from trainer.files import digest_json, fingerprint_file
+
+KINDS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".txt": "text",
+    ".md": "text",
+}
+# In a directory the first kind here that occurs is the data: a README.md beside train.jsonl is not.
+_KIND_ORDER = ("json", "parquet", "arrow", "csv", "text")
+# What `datasets` and the Hub leave beside the data.
+_NOT_DATA = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "README.md"}
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_OTHER_SPLIT = re.compile(r"(?:^|[._-])(test|validation|valid|val|dev|eval)(?:$|[._-])")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One data set: local files in the order they are read, or a data set on the Hub."""
+
+    name: str
+    files: tuple[Path, ...] = ()
+    hub_id: str | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the content: the same bytes under another name are the same data."""
+        return digest_json([self.hub_id, *(fingerprint_file(path) for path in self.files)])
+
+
+@dataclass(frozen=True)
+class LocatedData:
+    """The plan, and where each of its data sets is, in its order."""
+
+    plan: DataPlan
+    sources: tuple[DataSource, ...]
+
+
+def locate_data(values: Mapping[str, Any], environ: Mapping[str, str]) -> LocatedData:
+    """Everything the config names as data, found and allowed.
+
+    :param values: `settings.values`
+    :raises ConfigError: no data, or keys that contradict each other
+    :raises NotFoundError, DataError, AccessDeniedError: as `locate_files`
+    """
+    config_path = values.get("data_config_path")
+    if config_path:
+        check_allowed("data_config_path", Path(config_path), environ)
+    plan = plan_data(values)
+    sources = tuple(locate_files(spec.key, spec.data_paths, environ) for spec in plan.datasets)
+    return LocatedData(plan, sources)
+
+
+def digest_data(located: LocatedData) -> str:
+    """What the rows are made from, as one digest: files by content, a Hub data set by name, the data config."""
+    return digest_json([located.plan.as_json(), *(source.sha256 for source in located.sources)])
+
+
+def locate_files(key: str, paths: Sequence[str], environ: Mapping[str, str]) -> DataSource:
+    """Find what `paths` (files, directories, globs, or one Hub id) name.
+
+    :param key: the config key the paths came from, for sentences
+    :raises ConfigError: a URL, or a Hub id among files
+    :raises NotFoundError: nothing there
+    :raises DataError: something there that is no data
+    :raises AccessDeniedError: outside SFT_ALLOWED_ROOTS, or not readable
+    """
+    hub_ids = [path for path in paths if _is_hub_id(path)]
+    if hub_ids and len(paths) > 1:
+        raise ConfigError(
+            f"{key} mixes the Hub data set {hub_ids[0]!r} with other paths. Give each a data set of its own."
+        )
+    if hub_ids:
+        return DataSource(key, hub_id=hub_ids[0])
+    found = [file for path in paths for file in _expand(key, path)]
+    roots = [Path(root).resolve() for root in environ.get(ALLOWED_ROOTS_ENV_VAR, "").split(":") if root]
+    for file in found:
+        _check_file(key, file, roots)
+    return DataSource(key, files=tuple(found))
+
+
+def check_allowed(key: str, path: Path, environ: Mapping[str, str]) -> None:
+    """For a file beside the data (a template, a data config).
+
+    :raises AccessDeniedError: outside SFT_ALLOWED_ROOTS
+    """
+    roots = [Path(root).resolve() for root in environ.get(ALLOWED_ROOTS_ENV_VAR, "").split(":") if root]
+    _check_root(key, path, roots)
+
+
+def _is_hub_id(path: str) -> bool:
+    return not Path(path).exists() and Path(path).suffix not in KINDS and bool(_HUB_ID.fullmatch(path))
+
+
+def _expand(key: str, path: str) -> list[Path]:
+    if "://" in path:
+        raise ConfigError(f"{key} is {path!r}, a URL. Download it to a volume and give its path.")
+    local = Path(path)
+    if local.is_dir():
+        return _data_files_of(key, local)
+    if local.exists():
+        return [local]
+    matches = (
+        [Path(match) for match in sorted(glob.glob(path, recursive=True))] if glob.has_magic(path) else []
+    )
+    if not matches:
+        raise NotFoundError(
+            f"{key} is {path!r}, and nothing is there. Check that the volume is mounted and the path spelled right."
+        )
+    return [
+        file for match in matches for file in ([match] if match.is_file() else _data_files_of(key, match))
+    ]
+
+
+def _data_files_of(key: str, directory: Path) -> list[Path]:
+    files = [
+        path
+        for path in sorted(directory.rglob("*"))
+        if path.suffix in KINDS
+        and path.name not in _NOT_DATA
+        and path.is_file()
+        and not _hidden(path, directory)
+    ]
+    if not files:
+        known = ", ".join(KINDS)
+        raise DataError(
+            f"{directory} ({key}) is a directory without a data file. Put {known} files in it, or name another."
+        )
+    kind = min((KINDS[path.suffix] for path in files), key=_KIND_ORDER.index)
+    return _train_split([path for path in files if KINDS[path.suffix] == kind], directory)
+
+
+def _train_split(files: list[Path], directory: Path) -> list[Path]:
+    """The files of the train split where the names say splits, as the Hub's layout does; else all."""
+    parts = {path: path.relative_to(directory).with_suffix("").as_posix().replace("/", ".") for path in files}
+    train = [path for path in files if re.search(r"(?:^|[._-])train(?:$|[._-]|\d)", parts[path])]
+    others = [path for path in files if _OTHER_SPLIT.search(parts[path])]
+    return train if train and others else files
+
+
+def _hidden(path: Path, directory: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(directory).parts)
+
+
+def _check_file(key: str, path: Path, roots: list[Path]) -> None:
+    if path.suffix not in KINDS:
+        known = ", ".join(KINDS)
+        raise DataError(
+            f"{path} ({key}) ends in {path.suffix!r}. Expected one of {known}: convert it, or rename it if it is one."
+        )
+    _check_root(key, path, roots)
+    if not os.access(path, os.R_OK):
+        raise AccessDeniedError(
+            f"{path} ({key}) cannot be read by user {os.getuid()}. Give that user or its group the right to read it."
+        )
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} ({key}) is empty. Expected at least one row.")
+
+
+def _check_root(key: str, path: Path, roots: list[Path]) -> None:
+    real = path.resolve()
+    if roots and not any(real.is_relative_to(root) for root in roots):
+        allowed = ":".join(str(root) for root in roots)
+        raise AccessDeniedError(
+            f"{path} ({key}) is {real}, outside {ALLOWED_ROOTS_ENV_VAR}={allowed}. Move the data there, or widen the list."
+        )
