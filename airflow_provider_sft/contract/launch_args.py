@@ -52,7 +52,7 @@ def describe_unknown_flag(name: str) -> str | None:
         if near
         else "Remove it; `sft-config schema accelerate_launch_args` lists them."
     )
-    return f"Unknown {LAUNCH_KEY} key {name!r}. {hint}"
+    return f"Unknown {LAUNCH_KEY} key {show(name)}. {hint}"
 
 
 def _fit_flag(name: str, value: Any, fitted: dict[str, Any], mistakes: list[str]) -> None:

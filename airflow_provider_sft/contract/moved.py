@@ -36,9 +36,7 @@ class PresentConfig:
 
 
 def rename_keys(config: Config) -> PresentConfig:
-    """
-    :param config: of known keys, coerced by the schema
-    """
+    """:param config: of known keys, coerced by the schema"""
     present = PresentConfig()
     keys = config_keys()
     former = {key: keys[key] for key in config if "x-moved-to" in keys.get(key, {})}
@@ -56,12 +54,18 @@ def rename_keys(config: Config) -> PresentConfig:
 
 def _move(key: str, config: Config, prop: JSONSchema, present: PresentConfig) -> None:
     name, value = prop["x-moved-to"], config[key]
-    present.notices.append(f"Config key {key!r} is now called {name!r}; its value is taken.")
     if "x-moved-values" in prop:
         value = prop["x-moved-values"][str(value).lower()]
-    if value is None or _yields(key, config, present):
-        return
-    present.take(key, name, value)
+        now = (
+            f'is now written "{name}": "{value}".'
+            if value
+            else f"belongs to {name!r} now, and changes nothing."
+        )
+    else:
+        now = f"is now called {name!r}."
+    present.notices.append(f"Config key {key!r} {now}")
+    if value is not None and not _yields(key, config, present):
+        present.take(key, name, value)
 
 
 def _yields(key: str, config: Config, present: PresentConfig) -> bool:

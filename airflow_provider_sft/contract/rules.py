@@ -39,10 +39,8 @@ def find_data_config_contradictions(config: Config, data_config: Mapping[str, An
     processor = data_config.get("dataprocessor")
     streaming = isinstance(processor, Mapping) and processor.get("streaming") is True
     if streaming and config.get("max_steps", -1) < 1:
-        return [
-            "Config key 'max_steps' is missing, and the data config streams: a stream has no length. "
-            'Add it, for example "max_steps": 1000.'
-        ]
+        sentence = "Config key 'max_steps' is missing, and the data config streams: a stream has no length."
+        return [f'{sentence} Add it, for example "max_steps": 1000.']
     return []
 
 

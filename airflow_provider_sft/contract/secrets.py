@@ -1,3 +1,4 @@
+# ruff: noqa: A005  (absolute imports alone: nothing here shadows the standard library's module)
 """Secrets in a config, told by the name of their key and by the prefixes that services give them, never by entropy.
 
 A config is printed: in Airflow's Rendered Templates, in the pod's manifest, in the report. Secrets travel as
@@ -6,6 +7,7 @@ environment variables from a Secret.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,70 +15,46 @@ from typing import Any
 
 HIDDEN = "***"
 _MAX_DEPTH = 32
+_MAX_JSON_TEXT_CHARS = 100_000
 
 _SECRET_NAME = re.compile(
-    r"(^|_)(token|password|passwd|passphrase|secret|credentials?|key|apikey)$", re.IGNORECASE
+    r"(^|_)(token|password|passwd|passphrase|secret|credential|credentials|key|apikey)$", re.IGNORECASE
 )
-# Names that end like a secret's and hold none.
-_PLAIN_NAMES = frozenset(
-    f"{prefix}_token"
-    for prefix in (
-        "eos",
-        "bos",
-        "pad",
-        "unk",
-        "cls",
-        "sep",
-        "mask",
-        "image",
-        "audio",
-        "video",
-        "special",
-        "fake",
-        "boi",
-        "eoi",
-        "start",
-        "end",
-        "stop",
-        "new",
-        "prefix",
-        "suffix",
-        "middle",
-        "invocation",
-        "separator",
-        "response",
-        "instruction",
-    )
-) | {"sort_key", "primary_key", "column_key", "text_key", "image_key", "key", "token"}
-_SECRET_NAMES_ALONE = frozenset({"password", "passwd", "secret", "token", "apikey"})
+# What stands before `_token` and `_key` in names that hold no secret.
+_PLAIN_NAME = re.compile(
+    r"^((eos|bos|pad|unk|cls|sep|mask|image|audio|video|special|start|end|stop|begin|prefix|suffix|middle|separator"
+    r"|response|instruction|invocation|boi|eoi|eot|im_start|im_end|extra)_token"
+    r"|(sort|primary|foreign|column|text|image|label|message|messages|prompt|completion|input|output|data|dataset"
+    r"|map|row|group|partition|config|metric|state_dict)_key|key)$",
+    re.IGNORECASE,
+)
 _TOKENIZER_TOKEN = re.compile(r"[<\[{|(].*[>\]}|)]", re.DOTALL)  # <|im_end|>, [PAD], </s>
 
-_VALUE_START = r"(?<![A-Za-z0-9_/.\-])"
+_STARTS = r"(?<![A-Za-z0-9_/.\-])"  # not in the middle of a word or a path
 _SECRET_VALUE = re.compile(
     "|".join(
         (
-            _VALUE_START + r"hf_[A-Za-z0-9]{30,}",
-            _VALUE_START + r"(api|org)_[A-Za-z]{34}(?![A-Za-z0-9])",
-            _VALUE_START + r"gh[pousr]_[A-Za-z0-9]{36,}",
-            _VALUE_START + r"github_pat_[A-Za-z0-9_]{22,}",
-            _VALUE_START + r"glpat-[A-Za-z0-9_\-]{20,}",
-            _VALUE_START + r"sk-(proj-|ant-[a-z0-9]+-)?[A-Za-z0-9]{20,}",
-            _VALUE_START + r"xox[abprs]-[A-Za-z0-9\-]{10,}",
-            _VALUE_START + r"(AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])",
-            _VALUE_START + r"AIza[A-Za-z0-9_\-]{35}",
-            _VALUE_START + r"ya29\.[A-Za-z0-9_\-]{20,}",
-            _VALUE_START + r"nvapi-[A-Za-z0-9_\-]{20,}",
-            _VALUE_START + r"(dckr_pat_|npm_|pypi-)[A-Za-z0-9_\-]{20,}",
-            _VALUE_START + r"eyJ[A-Za-z0-9_\-]{10,}\.eyJ[A-Za-z0-9_\-]{10,}\.",
+            rf"{_STARTS}hf_[A-Za-z0-9]{{30,}}",
+            rf"{_STARTS}gh[pousr]_[A-Za-z0-9]{{36,}}",
+            rf"{_STARTS}github_pat_[A-Za-z0-9_]{{22,}}",
+            rf"{_STARTS}glpat-[A-Za-z0-9_\-]{{20,}}",
+            rf"{_STARTS}sk-(proj-|ant-[a-z0-9]+-|or-v1-)?[A-Za-z0-9]{{20,}}",
+            rf"{_STARTS}xox[abprs]-[A-Za-z0-9\-]{{10,}}",
+            rf"{_STARTS}(AKIA|ASIA)[A-Z0-9]{{16}}(?![A-Za-z0-9])",
+            rf"{_STARTS}AIza[A-Za-z0-9_\-]{{35}}",
+            rf"{_STARTS}ya29\.[A-Za-z0-9_\-]{{20,}}",
+            rf"{_STARTS}nvapi-[A-Za-z0-9_\-]{{20,}}",
+            rf"{_STARTS}(dckr_pat_|npm_|pypi-)[A-Za-z0-9_\-]{{20,}}",
+            rf"{_STARTS}eyJ[A-Za-z0-9_\-]{{10,}}\.eyJ[A-Za-z0-9_\-]{{10,}}\.",  # a JSON web token
             r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
             r"AccountKey=[A-Za-z0-9+/=]{20,}",
-            r"[A-Za-z][A-Za-z0-9+.\-]*://[^/\s:@]*:[^/\s:@{$][^/\s@]*@",  # user:password@host
+            r"[A-Za-z][A-Za-z0-9+.\-]{0,20}://[^/\s:@]*:[^/\s:@{$][^/\s@]*@",  # user:password@host
         )
     )
 )
 
 _ENV_VARS = (
-    (re.compile(r"hub|hf_|^token$|hugging", re.IGNORECASE), "HF_TOKEN"),
+    (re.compile(r"hub|hf_|(^|\.)token$|hugging", re.IGNORECASE), "HF_TOKEN"),
     (re.compile(r"mlflow", re.IGNORECASE), "MLFLOW_TRACKING_PASSWORD"),
     (re.compile(r"clearml", re.IGNORECASE), "CLEARML_API_SECRET_KEY"),
     (re.compile(r"wandb", re.IGNORECASE), "WANDB_API_KEY"),
@@ -125,36 +103,46 @@ def redact(value: Any, _depth: int = 0) -> Any:
         }
     if isinstance(value, list | tuple) and _depth < _MAX_DEPTH:
         return [redact(member, _depth + 1) for member in value]
-    return HIDDEN if _is_secret_text(value) else value
+    return HIDDEN if holds_secret(value) else value
 
 
 def _paths(value: Any, path: str, depth: int) -> Iterator[str]:
     if depth > _MAX_DEPTH:
         return
-    if isinstance(value, Mapping):
-        for name, member in value.items():
-            inner = f"{path}.{name}" if path else f"{name}"
-            if _is_secret_pair(name, member):
-                yield inner
-            else:
-                yield from _paths(member, inner, depth + 1)
+    if isinstance(value, str):
+        if _SECRET_VALUE.search(value) or _is_json_with_secret(value, depth):
+            yield path
+    elif isinstance(value, Mapping):
+        yield from _paths_in_mapping(value, path, depth)
     elif isinstance(value, list | tuple):
         for index, member in enumerate(value):
             yield from _paths(member, f"{path}[{index}]", depth + 1)
-    elif _is_secret_text(value):
-        yield path
+
+
+def _paths_in_mapping(mapping: Mapping[Any, Any], path: str, depth: int) -> Iterator[str]:
+    for name, member in mapping.items():
+        inner = f"{path}.{name}" if path else f"{name}"
+        if _is_secret_pair(name, member):
+            yield inner
+        else:
+            yield from _paths(member, inner, depth + 1)
+
+
+def _is_json_with_secret(text: str, depth: int) -> bool:
+    """Some keys take an object as JSON text too."""
+    if not text.lstrip().startswith("{") or len(text) > _MAX_JSON_TEXT_CHARS:
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and next(_paths_in_mapping(value, "", depth + 1), None) is not None
 
 
 def _is_secret_pair(name: Any, value: Any) -> bool:
     if not isinstance(name, str) or not isinstance(value, str) or not value.strip():
         return False
-    lowered = name.lower()
-    if not _SECRET_NAME.search(lowered.replace("-", "_")):
-        return False
-    if lowered in _PLAIN_NAMES and lowered not in _SECRET_NAMES_ALONE:
+    plain = name.replace("-", "_")
+    if not _SECRET_NAME.search(plain) or _PLAIN_NAME.search(plain):
         return False
     return not _TOKENIZER_TOKEN.fullmatch(value.strip())
-
-
-def _is_secret_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(_SECRET_VALUE.search(value))

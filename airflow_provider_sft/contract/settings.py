@@ -48,9 +48,7 @@ class Settings:
 def resolve_config(
     config: Mapping[str, Any], extra_keys: Collection[str] = (), *, allow_remote_code: bool | None = None
 ) -> Settings:
-    """
-    :raises ConfigError: the config is wrong
-    """
+    """:raises ConfigError: the config is wrong"""
     examination = examine_config(config, extra_keys, allow_remote_code=allow_remote_code)
     if examination.mistakes:
         raise ConfigError("\n".join(examination.mistakes))

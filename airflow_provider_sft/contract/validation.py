@@ -93,10 +93,10 @@ def remote_code_allowed(environ: Mapping[str, str] = os.environ) -> bool:
 def describe_unknown_key(key: str) -> str:
     """`Unknown config key 'learning_rte'. Did you mean 'learning_rate'?`"""
     if key in launch_flags() and "x-refused" not in launch_flags()[key]:
-        return f"Unknown config key {key!r}. It is a flag of accelerate: put it into {LAUNCH_KEY}."
+        return f"Unknown config key {show(key)}. It is a flag of accelerate: put it into {LAUNCH_KEY}."
     if near := _nearest_key(key):
-        return f"Unknown config key {key!r}. Did you mean {near!r}?"
-    return f"Unknown config key {key!r}. Remove it; `sft-config schema` lists the keys."
+        return f"Unknown config key {show(key)}. Did you mean {near!r}?"
+    return f"Unknown config key {show(key)}. Remove it; `sft-config schema` lists the keys."
 
 
 def _take(found: Examination, key: Any, value: Any, unread: Collection[str]) -> None:
@@ -104,7 +104,7 @@ def _take(found: Examination, key: Any, value: Any, unread: Collection[str]) -> 
     if not isinstance(key, str) or describe_not_json(key):
         found.mistakes.append(f"A config key is {show(key)}, which is no text. Name a key.")
     elif sentence := describe_not_json(value):
-        found.mistakes.append(f"Config key {key!r} {sentence}")
+        found.mistakes.append(f"Config key {show(key)} {sentence}")
         found.spoken_of.add(key)
     elif key in unread:
         found.config[key] = value

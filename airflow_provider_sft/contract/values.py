@@ -1,4 +1,4 @@
-"""One value against its schema: taken as it is, coerced, or refused with what was expected.
+"""One value against its schema: taken as it is, coerced, or refused with what to give instead.
 
 Coerced is only what a template or YAML made of a value: "4" and "1e-5" where a number belongs, "true" where a
 boolean belongs, 5.0 for a whole number. Text stays text wherever the schema takes text.
@@ -6,17 +6,19 @@ boolean belongs, 5.0 for a whole number. Text stays text wherever the schema tak
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_provider_sft.contract.schema import JSONSchema
-from airflow_provider_sft.contract.wording import describe, show, suggest_choice
+from airflow_provider_sft.contract.wording import describe, suggest_choice
 
-_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,400}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_MISSING = object()
+_KINDS = (("boolean", bool), ("integer", int), ("number", float), ("string", str), ("object", Mapping))
+_UNFIT = object()
 
 
 class UnfitError(ValueError):
@@ -38,18 +40,17 @@ def fit(value: Any, schema: JSONSchema) -> Any:
 
     :raises UnfitError: it does not
     """
+    if isinstance(value, str) and value in schema.get("x-also", {}):
+        return schema["x-also"][value]
     if "anyOf" in schema:
         return _fit_any(value, schema)
     if "enum" in schema:
         return _fit_choice(value, schema)
-    kinds = schema.get("type")
-    if kinds is None:
-        return value
-    coerced = _coerce(value, [kinds] if isinstance(kinds, str) else kinds)
-    if coerced is _MISSING:
+    kinds = schema.get("type", [])
+    fitted = _coerce(value, [kinds] if isinstance(kinds, str) else kinds) if kinds else value
+    if fitted is _UNFIT or not _within(fitted, schema):
         raise UnfitError(_give(schema), value)
-    _check_bounds(coerced, schema)
-    return _fit_items(coerced, schema) if isinstance(coerced, list) else coerced
+    return _fit_items(fitted, schema) if isinstance(fitted, list) else fitted
 
 
 def same(left: Any, right: Any) -> bool:
@@ -58,75 +59,71 @@ def same(left: Any, right: Any) -> bool:
 
 
 def _fit_any(value: Any, schema: JSONSchema) -> Any:
-    for member in schema["anyOf"]:  # an exact fit wins over a coercion
+    """What fits as it is wins over what fits when coerced."""
+    fits = list(_each_fit(value, schema["anyOf"]))
+    for fitted in fits:
+        if same(fitted, value):
+            return fitted
+    if fits:
+        return fits[0]
+    words = [choice for member in schema["anyOf"] for choice in member.get("enum", [])]
+    near = suggest_choice(value, words, list_them=False) if isinstance(value, str) else ""
+    raise UnfitError(f"{near} {_give(schema)}".strip(), value)
+
+
+def _each_fit(value: Any, members: list[JSONSchema]) -> Iterator[Any]:
+    for member in members:
         try:
-            if same(fitted := fit(value, member), value):
-                return fitted
+            yield fit(value, member)
         except UnfitError:
             continue
-    for member in schema["anyOf"]:
-        try:
-            return fit(value, member)
-        except UnfitError:
-            continue
-    raise UnfitError(_give(schema), value)
 
 
 def _fit_choice(value: Any, schema: JSONSchema) -> Any:
     choices: list[Any] = schema["enum"]
-    for candidate in (
-        value,
-        schema.get("x-also", {}).get(value) if isinstance(value, str) else None,
-        *_readings(value),
-    ):
+    for reading in _readings(value):
         for choice in choices:
-            if candidate is not None and same(candidate, choice):
+            if same(reading, choice):
                 return choice
-    if value is None and None in choices:
-        return None
     hint = schema.get("x-value-hints", {}).get(value) if isinstance(value, str) else None
     raise UnfitError(hint or suggest_choice(value, choices) or f"Give {describe(schema)}.", value)
 
 
 def _readings(value: Any) -> list[Any]:
-    """What else a scalar may have been meant as: True → "true", "2" → 2."""
+    """The value, and what else a scalar may have been meant as: true → "true", "2" → 2."""
     if isinstance(value, bool):
-        return [str(value).lower()]
-    if isinstance(value, int | float):
-        return [str(value)]
+        return [value, str(value).lower()]
     if not isinstance(value, str):
-        return []
-    words = [_WORDS[value.lower()]] if value.lower() in _WORDS else []
-    return [
-        *words,
-        *([_as_number(value)] if _NUMBER.fullmatch(value) else []),
-        value.lower() if words else None,
-    ]
+        return [value]
+    lowered = value.lower()
+    numbers = [_as_number(value)] if _NUMBER.fullmatch(value) else []
+    words = [_WORDS[lowered], lowered] if lowered in _WORDS else []
+    return [value, *words, *numbers]
 
 
 def _coerce(value: Any, kinds: list[str]) -> Any:
-    if isinstance(value, tuple):
-        value = list(value)
+    if isinstance(value, list | tuple):
+        return list(value) if "array" in kinds else _UNFIT
     kind = _kind_of(value)
-    if kind in kinds:
-        return dict(value) if kind == "object" else value
-    if kind == "integer" and "number" in kinds:
+    if kind in kinds or (kind == "integer" and "number" in kinds):
         return value
     if kind == "number" and "integer" in kinds and value.is_integer():
         return int(value)
-    if kind == "string" and "string" not in kinds:
+    if kind == "string":
         return _read_text(value.strip(), kinds)
-    return _MISSING
+    return _UNFIT
 
 
 def _read_text(text: str, kinds: list[str]) -> Any:
     if "boolean" in kinds and text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    if ("integer" in kinds or "number" in kinds) and _NUMBER.fullmatch(text):
+    if _NUMBER.fullmatch(text) and {"integer", "number"} & set(kinds):
         number = _as_number(text)
-        if math.isfinite(number) and ("number" in kinds or number == int(number)):
-            return number if "number" in kinds else int(number)
-    return _MISSING
+        if "number" in kinds and math.isfinite(number):
+            return number
+        if math.isfinite(number) and number == int(number):
+            return int(number)
+    return _UNFIT
 
 
 def _as_number(text: str) -> int | float:
@@ -139,40 +136,31 @@ def _as_number(text: str) -> int | float:
 def _kind_of(value: Any) -> str:
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    for kind, types in (
-        ("integer", int),
-        ("number", float),
-        ("string", str),
-        ("array", list),
-        ("object", Mapping),
-    ):
-        if isinstance(value, types):
-            return kind
-    return "other"
+    return next((kind for kind, python_type in _KINDS if isinstance(value, python_type)), "other")
 
 
-def _check_bounds(value: Any, schema: JSONSchema) -> None:
+def _within(value: Any, schema: JSONSchema) -> bool:
+    """Bounds of numbers, lengths of lists, patterns of text."""
+    if isinstance(value, list):
+        return schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+    if isinstance(value, str):
+        return re.search(schema.get("pattern", ""), value) is not None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    if not (
-        schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf)
-        and (value > schema.get("exclusiveMinimum", -math.inf) or "exclusiveMinimum" not in schema)
-        and (value < schema.get("exclusiveMaximum", math.inf) or "exclusiveMaximum" not in schema)
-    ):
-        raise UnfitError(_give(schema), value)
+        return True
+    return bool(
+        value >= schema.get("minimum", value)
+        and value <= schema.get("maximum", value)
+        and ("exclusiveMinimum" not in schema or value > schema["exclusiveMinimum"])
+        and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
+    )
 
 
 def _fit_items(values: list[Any], schema: JSONSchema) -> list[Any]:
     heads: list[JSONSchema] = schema.get("prefixItems", [])
-    if len(values) > schema.get("maxItems", len(values)) or len(values) < schema.get("minItems", 0):
-        raise UnfitError(_give(schema), values)
     fitted = []
     for index, value in enumerate(values):
-        item_schema = heads[index] if index < len(heads) else schema.get("items", {})
         try:
-            fitted.append(fit(value, item_schema))
+            fitted.append(fit(value, heads[index] if index < len(heads) else schema.get("items", {})))
         except UnfitError as error:
             raise UnfitError(error.remedy, error.value, f"[{index}]{error.path}") from None
     return fitted
@@ -180,11 +168,8 @@ def _fit_items(values: list[Any], schema: JSONSchema) -> list[Any]:
 
 def _give(schema: JSONSchema) -> str:
     """`Give a whole number of at least 1, for example 8.`"""
-    example = schema["examples"][0] if schema.get("examples") else schema.get("default")
-    shown = f", for example {_json(example)}" if example not in (None, "", [], {}) else ""
     described = describe(schema)
-    return f"Give {described}{shown}." if "such as" not in described else f"Give {described}."
-
-
-def _json(value: Any) -> str:
-    return show(value) if not isinstance(value, str) else '"' + repr(value)[1:-1] + '"'
+    example = schema["examples"][0] if schema.get("examples") else schema.get("default")
+    if " such as " in described or example in (None, "", [], {}) or isinstance(example, bool):
+        return f"Give {described}."
+    return f"Give {described}, for example {json.dumps(example, ensure_ascii=False)}."

@@ -13,7 +13,6 @@ from airflow_provider_sft.contract.secrets import holds_secret
 _MAX_SHOWN_CHARS = 60
 _MAX_SHOWN_CHOICES = 14
 _KINDS = {
-    "boolean": "true or false",
     "integer": "a whole number",
     "number": "a number",
     "string": "text",
@@ -36,15 +35,7 @@ def show(value: Any) -> str:
 
 def describe(schema: JSONSchema) -> str:
     """What a schema takes: `a whole number of at least 1, or null`"""
-    if "anyOf" in schema:
-        return _any_of([describe(member) for member in schema["anyOf"]])
-    if "enum" in schema:
-        return _any_of([show(choice) for choice in schema["enum"]])
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    if "integer" in kinds and "number" in kinds:
-        kinds.remove("integer")
-    return _any_of([_describe_kind(kind, schema) for kind in kinds])
+    return _any_of(_alternatives(schema))
 
 
 def suggest(word: str, choices: Iterable[str]) -> str | None:
@@ -54,32 +45,47 @@ def suggest(word: str, choices: Iterable[str]) -> str | None:
     return spelled[matches[0]] if matches else None
 
 
-def suggest_choice(value: Any, choices: list[Any]) -> str:
-    """` Did you mean 'lora'? It takes 'none', 'lora', 'alora', 'pt' or null.`, as far as it helps."""
+def suggest_choice(value: Any, choices: list[Any], *, list_them: bool = True) -> str:
+    """`Did you mean 'lora'? It takes 'none', 'lora', 'alora', 'pt' or null.`, as far as it helps.
+
+    :param list_them: name all choices, where they are few
+    """
     near = (
         suggest(value, [choice for choice in choices if isinstance(choice, str)])
         if isinstance(value, str)
         else None
     )
     question = f"Did you mean {near!r}?" if near else ""
-    if len(choices) <= _MAX_SHOWN_CHOICES:
-        takes = f"It takes {_any_of([show(choice) for choice in choices])}."
-        return f"{question} {takes}" if near else takes.replace("It takes", "Give", 1)
-    return question
+    if not list_them or len(choices) > _MAX_SHOWN_CHOICES:
+        return question
+    listed = _any_of([show(choice) for choice in choices])
+    return f"{question} It takes {listed}." if near else f"Give {listed}."
+
+
+def _alternatives(schema: JSONSchema) -> list[str]:
+    if "anyOf" in schema:
+        return [text for member in schema["anyOf"] for text in _alternatives(member)]
+    if "enum" in schema:
+        return [show(choice) for choice in schema["enum"]]
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    return [text for kind in kinds for text in _describe_kind(kind, schema)]
 
 
 def _normal(word: str) -> str:
     return word.lower().replace("-", "_").strip()
 
 
-def _describe_kind(kind: str, schema: JSONSchema) -> str:
+def _describe_kind(kind: str, schema: JSONSchema) -> list[str]:
+    if kind == "boolean":
+        return ["true", "false"]
     if kind in ("integer", "number"):
-        return f"{_KINDS[kind]}{_describe_bounds(schema)}"
-    if kind == "array" and "prefixItems" in schema:
-        return f"a list such as {json.dumps(schema['examples'][0])}" if "examples" in schema else "a list"
+        return [f"{_KINDS[kind]}{_describe_bounds(schema)}"]
     if kind == "array" and schema.get("items", {}).get("type") == "string":
-        return "a list of texts"
-    return _KINDS[kind]
+        return ["a list of texts"]
+    if kind in ("array", "string") and {"prefixItems", "pattern"} & schema.keys():
+        return [f"{_KINDS[kind]} such as {show(schema['examples'][0])}"]
+    return [_KINDS[kind]]
 
 
 def _describe_bounds(schema: JSONSchema) -> str:
@@ -98,4 +104,7 @@ def _describe_bounds(schema: JSONSchema) -> str:
 
 def _any_of(parts: list[str]) -> str:
     unique = list(dict.fromkeys(parts))
-    return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} or {unique[-1]}"
+    if len(unique) == 1:
+        return unique[0]
+    comma = "," if len(unique) == 2 and " " in unique[0] else ""  # noqa: PLR2004
+    return f"{', '.join(unique[:-1])}{comma} or {unique[-1]}"

@@ -9,10 +9,10 @@ import typing
 from typing import Any
 
 from trainer.schema import tables
+from trainer.schema.annotations import JSONSchema, default_of, merge, nullable, schema_of
 from trainer.schema.flags import launch_schema
 from trainer.schema.keys import OUR_KEYS
 from trainer.schema.text import first_sentences
-from trainer.schema.types import JSONSchema, default_of, merge, nullable, schema_of
 
 _SOURCES = ("trl", "transformers", "peft", "accelerate")
 

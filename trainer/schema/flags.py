@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.schema.annotations import JSONSchema
 from trainer.schema.text import first_sentences
-from trainer.schema.types import JSONSchema
 
 _OTHER_CODE = "It would run other code than the trainer. Remove it."
 REFUSED = {
@@ -116,7 +116,7 @@ def _takes_true_or_false(action: argparse.Action) -> bool:
 
 def _plain_default(action: argparse.Action) -> Any:
     default = action.default
-    if default == argparse.SUPPRESS or default == "":
+    if default in (argparse.SUPPRESS, ""):
         return None
     if isinstance(default, str) and default.isdigit():
         return int(default)

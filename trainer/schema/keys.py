@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009  (key() makes a dataclass field; that is what it is for)
 """Our own config keys and the peer's (fms-hf-tuning), one dataclass a section. Stdlib only.
 
 Each field is a key: its annotation is the type, its default what an omitted key means, its `help` what the docs say.

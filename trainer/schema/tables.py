@@ -64,8 +64,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ddp_bucket_cap_mb": {"minimum": 1},
     "torch_empty_cache_steps": {"minimum": 1},
     "eval_accumulation_steps": {"minimum": 1},
-    "seed": {"minimum": 0},
-    "data_seed": {"minimum": 0},
+    "seed": {"minimum": 0, "maximum": 4294967295},
+    "data_seed": {"minimum": 0, "maximum": 4294967295},
     "qalora_group_size": {"minimum": 1},
     # Types and choices that the annotations leave open.
     "output_dir": {
@@ -89,6 +89,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "include_for_metrics": {"type": "array", "items": {"enum": ["inputs", "loss"]}},
     "fsdp": {
         "type": ["boolean", "string", "array", "null"],
+        "x-also": {"True": True, "true": True, "False": False, "false": False},
         "items": {"type": "string"},
         "default": None,
         "description": "Fully sharded data parallel. With more than one GPU process it is on by default (the FSDP "
@@ -112,10 +113,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "resume_from_checkpoint": {
         "type": ["boolean", "string", "null"],
+        "x-also": {"True": True, "true": True, "False": False, "false": False},
         "description": "Unset or true: from the newest valid checkpoint in output_dir. false: from scratch. A path: "
         "from that checkpoint.",
     },
-    "init_lora_weights": {"type": ["boolean", "string"]},
     "target_modules": {
         "description": 'Which modules get LoRA: a list of names, a regular expression, or ["all-linear"]. Unset: '
         "PEFT's choice for the architecture.",
@@ -132,11 +133,44 @@ CHANGES: dict[str, dict[str, Any]] = {
     "lr_scheduler_type": {"description": "How the learning rate moves over the run."},
     "optim": {
         "description": "The optimiser.",
-        "x-extra-values": dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "ademamix", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit", "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), "bitsandbytes"),
+        "x-extra-values": dict.fromkeys(
+            (
+                "adamw_bnb_8bit",
+                "adamw_8bit",
+                "ademamix",
+                "ademamix_8bit",
+                "lion_8bit",
+                "lion_32bit",
+                "paged_adamw_32bit",
+                "paged_adamw_8bit",
+                "paged_ademamix_32bit",
+                "paged_ademamix_8bit",
+                "paged_lion_32bit",
+                "paged_lion_8bit",
+                "rmsprop_bnb",
+                "rmsprop_bnb_8bit",
+                "rmsprop_bnb_32bit",
+            ),
+            "bitsandbytes",
+        ),
     },
     "use_liger_kernel": {
         "x-extra": "liger",
         "description": "Use Liger's fused Triton kernels on GPUs.",
+    },
+    "do_train": {"description": "No effect: a tuning run trains."},
+    "do_eval": {"description": "No effect: eval_strategy decides."},
+    "do_predict": {"description": "No effect: a tuning run predicts nothing."},
+    "local_rank": {"description": "No effect: the launcher gives each process its rank."},
+    "use_cache": {
+        "description": "Whether the model keeps its keys and values while training, which is rarely of use."
+    },
+    "pad_token": {"description": "The token that fills up rows. Unset: the tokenizer's, else its eos_token."},
+    "eos_token": {"description": "The token that ends a row or a turn. Unset: the tokenizer's."},
+    "bias": {"description": "Which bias terms are trained beside LoRA. vLLM takes 'none' alone."},
+    "revision": {"description": "The branch, tag or commit of a model from the Hub."},
+    "modules_to_save": {
+        "description": "Modules trained whole beside LoRA and saved with the adapter. vLLM takes none."
     },
     "hub_token": {
         "description": "Refused: a token in a config ends in logs. Pass it from a Secret as HF_TOKEN.",

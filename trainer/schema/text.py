@@ -9,7 +9,11 @@ _CLEAN = (
     (re.compile(r"\[([^\]]+)\]\(https?://[^)]+\)"), r"\1"),
     (re.compile(r"\s*\(useful only when[^)]*(\([^)]*\)[^)]*)?\)"), ""),
     (re.compile(r"%%"), "%"),
+    (re.compile(r"(?<!\.)\.\s*\.(?!\.)"), "."),
     (re.compile(r"🤗 "), ""),
+    (re.compile(r"`?\bNone\b`?"), "null"),
+    (re.compile(r"`?\bTrue\b`?"), "true"),
+    (re.compile(r"`?\bFalse\b`?"), "false"),
     (re.compile(r"\s+"), " "),
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-Z`'\[])")

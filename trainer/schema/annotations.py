@@ -26,21 +26,17 @@ _MEMBER_ORDER = ("boolean", "integer", "number", "string", "array", "object", "n
 
 def schema_of(annotation: Any) -> JSONSchema:
     """`int | None` → {"type": ["integer", "null"]}"""
-    origin = typing.get_origin(annotation)
     if annotation in _SIMPLE:
         return {"type": _SIMPLE[annotation]}
-    if annotation is Any:
-        return {}
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         return _union([schema_of(member) for member in _members(annotation)])
     if origin is Literal:
-        return _choices(typing.get_args(annotation))
-    if origin is list:
-        return _with_items(typing.get_args(annotation)[0])
+        return _choices(arguments)
+    if origin in (list, tuple):
+        return {"type": "array", "items": schema_of(arguments[0])} if origin is list else {"type": "array"}
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return _choices([member.value for member in annotation])
-    if origin is tuple:
-        return {"type": "array"}
+        return {"enum": [member.value for member in annotation]}
     return {"type": "object"}  # dict[...], and the dataclasses that peft nests
 
 
@@ -72,13 +68,15 @@ def _members(annotation: Any) -> list[Any]:
     return members
 
 
-def _with_items(item: Any) -> JSONSchema:
-    items = schema_of(item)
-    return {"type": "array", "items": items} if items else {"type": "array"}
-
-
-def _choices(values: typing.Iterable[Any]) -> JSONSchema:
-    return {"enum": list(values)}
+def _choices(values: tuple[Any, ...]) -> JSONSchema:
+    """Peft writes a pattern among its literals: `pissa_niter_[number of iters]`"""
+    patterns = [value for value in values if isinstance(value, str) and "[" in value]
+    choices: JSONSchema = {"enum": [value for value in values if value not in patterns]}
+    if not patterns:
+        return choices
+    stems = [pattern.partition("[")[0] for pattern in patterns]
+    texts = [{"type": "string", "pattern": f"^{stem}[0-9]+$", "examples": [f"{stem}16"]} for stem in stems]
+    return {"anyOf": [choices, *texts]}
 
 
 def _union(members: list[JSONSchema]) -> JSONSchema:
@@ -86,8 +84,8 @@ def _union(members: list[JSONSchema]) -> JSONSchema:
     if all("enum" in member or member == {"type": "null"} for member in members):
         values = [value for member in members for value in member.get("enum", [None])]
         return {"enum": values}
-    if any("enum" in member for member in members):
-        return {"anyOf": members}
+    if any({"enum", "anyOf"} & member.keys() for member in members):
+        return {"anyOf": [part for member in members for part in member.get("anyOf", [member])]}
     kinds = {member["type"] for member in members if "type" in member}
     merged: JSONSchema = {"type": [kind for kind in _MEMBER_ORDER if kind in kinds]}
     for member in members:
