@@ -1,0 +1,145 @@
+"""The engine's exact, cheaper loss is trl's loss; what trl alone can do goes to trl."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from airflow_provider_sft.contract.errors import ConfigError, DivergedError
+from trainer.callbacks import FiniteCallback
+from trainer.checkpoints import CheckpointStore
+from trainer.engine import Engine, LabelPositions
+
+IGNORED = -100
+
+
+def rows(count=6):
+    generator = torch.Generator().manual_seed(0)
+    lengths = [5, 17, 9, 30, 12, 8][:count]
+    result = []
+    for length in lengths:
+        ids = torch.randint(10, 300, (length,), generator=generator).tolist()
+        result.append({"input_ids": ids, "labels": [IGNORED] * (length // 2) + ids[length // 2 :]})
+    return result
+
+
+@pytest.fixture
+def build(tiny_model_dir, tmp_path):
+    def build(kind, *, peft_config=None, **options):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+        torch.manual_seed(1)
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)
+        args = SFTConfig(
+            output_dir=str(tmp_path),
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            max_length=None,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **options,
+        )
+        shared = {
+            "model": model,
+            "args": args,
+            "train_dataset": Dataset.from_list(rows()),
+            "processing_class": tokenizer,
+            "data_collator": DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+        }
+        if kind is SFTTrainer:
+            return SFTTrainer(**shared)
+        return Engine(store=CheckpointStore(tmp_path), facts={}, finite=FiniteCallback(1e3), **shared)
+
+    return build
+
+
+def loss_and_gradients(trainer, **kwargs):
+    model = trainer.model.train()
+    model.zero_grad()
+    batch = trainer.data_collator(rows())
+    loss = trainer.compute_loss(model, batch, **kwargs)
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "peft_config", [None, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")]
+)
+@pytest.mark.parametrize("num_items", [None, torch.tensor(100)])
+def test_loss_and_gradients_equal_trls(build, peft_config, num_items):
+    ours = loss_and_gradients(build(Engine, peft_config=peft_config), num_items_in_batch=num_items)
+    theirs = loss_and_gradients(build(SFTTrainer, peft_config=peft_config), num_items_in_batch=num_items)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+    assert ours[1].keys() == theirs[1].keys()
+    for name, gradient in theirs[1].items():
+        torch.testing.assert_close(ours[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("options", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
+def test_losses_that_only_trl_knows_are_trls(build, options):
+    ours, theirs = (
+        loss_and_gradients(build(Engine, **options)),
+        loss_and_gradients(build(SFTTrainer, **options)),
+    )
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+    plain = loss_and_gradients(build(Engine))
+    assert not torch.isclose(ours[0], plain[0])
+
+
+def test_prompt_tuning_takes_trls_loss(build):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    loss, gradients = loss_and_gradients(build(Engine, peft_config=config))
+    assert torch.isfinite(loss)
+    assert [name for name in gradients if "prompt_encoder" in name]
+
+
+def test_adapter_on_lm_head_is_trained(build):
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    _, gradients = loss_and_gradients(build(Engine, peft_config=config))
+    assert gradients["base_model.model.lm_head.lora_B.default.weight"].abs().sum() > 0
+
+
+def test_adapter_on_lm_head_with_a_loss_that_would_ignore_it_is_refused(build):
+    config = LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM")
+    with pytest.raises(ConfigError, match="target_modules adapts lm_head"):
+        build(Engine, peft_config=config, loss_type="dft")
+
+
+def test_batch_without_a_trained_label_gives_a_differentiable_zero(build):
+    engine = build(Engine)
+    batch = engine.data_collator([{"input_ids": [5, 6, 7], "labels": [IGNORED] * 3}])
+    loss = engine.compute_loss(engine.model.train(), batch, num_items_in_batch=torch.tensor(4))
+    loss.backward()
+    assert loss == 0
+
+
+def test_label_positions_are_those_that_predict_a_trained_token():
+    collator = LabelPositions(DataCollatorForLanguageModeling(pad_token_id=0))
+    batch = collator(
+        [
+            {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]},
+            {"input_ids": [5, 6], "labels": [5, 6]},
+        ]
+    )
+    assert batch["logits_to_keep"].tolist() == [0, 1, 2]
+    assert batch["token_counts"].tolist() == [6, 3]
+
+
+def test_non_finite_gradient_ends_the_run_before_the_optimizer_steps():
+    with pytest.raises(DivergedError, match="The gradient is nan at step 3"):
+        FiniteCallback(1e3).check_gradient(float("nan"), 3)
+
+
+def test_non_finite_weight_ends_the_run_before_it_is_saved(build):
+    engine = build(Engine)
+    next(engine.model.parameters()).data[0, 0] = float("inf")
+    with pytest.raises(DivergedError, match=r"A weight \(model.embed_tokens.weight\) is not finite"):
+        engine.check_weights()
