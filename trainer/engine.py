@@ -14,7 +14,7 @@ import trl.trainer.sft_trainer as trl_sft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTTrainer
 
 from airflow_provider_sft.contract.errors import ConfigError, DivergedError
@@ -48,6 +48,7 @@ class Engine(SFTTrainer):
         collator = kwargs.pop("data_collator")
         with _lm_head_adapters_allowed():
             super().__init__(data_collator=LabelPositions(collator), **kwargs)
+        self.remove_callback(PrinterCallback)  # progress is told by our own
         # Both losses below are normalised over the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.consensus = Consensus()

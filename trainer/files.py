@@ -47,9 +47,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Flush every file below `directory`, then the directories, to disk."""
+    """Flush every file below `directory`, then the directories, to disk.
+
+    Files become readable as this process's umask says: safetensors writes them with mode 0600, and the model is for
+    another user to serve.
+    """
+    mode = 0o666 & ~_umask()
     for parent, _, names in os.walk(directory, topdown=False):
         for name in names:
+            Path(parent, name).chmod(mode)
             _sync(Path(parent, name), os.O_RDONLY)
         sync_directory(Path(parent))
 
@@ -64,6 +70,14 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _umask() -> int:
+    """Read from /proc: setting it to read it would change it for other threads."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022
 
 
 def sha256_file(path: Path) -> str:

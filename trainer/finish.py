@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from airflow_provider_sft.contract.errors import InternalError
 from airflow_provider_sft.contract.names import REPORT_FILE
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings
-from trainer.export.run import export_for_vllm
 
 log = logging.getLogger("trainer")
 
@@ -32,6 +30,8 @@ def finish_run(settings: Settings, output_dir: Path, result: Result) -> None:
 
 
 def _export(settings: Settings, result: Result) -> None:
+    from trainer.export.run import export_for_vllm
+
     if result["model_kind"] == "full":
         result["notices"].append("lora_post_process_for_vllm: a full fine-tune loads in vLLM as it is.")
         return
@@ -50,7 +50,8 @@ def _write_report(settings: Settings, output_dir: Path, result: Result) -> None:
     from trainer.report import write_report
 
     try:
-        write_report(output_dir, settings, result)
-    except OSError as error:
-        raise InternalError(f"{REPORT_FILE} could not be written: {error.strerror}") from error
-    log.info("Report: %s", output_dir / REPORT_FILE)
+        log.info("Report: %s", write_report(output_dir, settings, result))
+    except Exception as error:
+        # The model is there and whole: a page about it is not worth training it again.
+        log.exception("The report could not be written")
+        result["notices"].append(f"{REPORT_FILE} could not be written: {error}")

@@ -23,6 +23,14 @@ from trainer.nodes import Nodes, read_nodes
 DEFAULT_FSDP_FILE = Path(__file__).with_name("fsdp.yaml")
 RANK_MODULE = "trainer.train"
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
+# What a log is for; the user's environment wins.
+_RANK_DEFAULTS = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 # What accelerate's launcher does beyond an environment: these never take the direct way.
 _LAUNCHER_FLAGS = (
     "use_fsdp",
@@ -276,4 +284,4 @@ def rank_environment(launch: Launch, environ: Mapping[str, str], scratch_dir: Pa
     """The whole environment of the ranks."""
     from trainer.rank import SCRATCH_ENV_VAR
 
-    return {**environ, **launch.env, SCRATCH_ENV_VAR: os.fspath(scratch_dir)}
+    return {**_RANK_DEFAULTS, **environ, **launch.env, SCRATCH_ENV_VAR: os.fspath(scratch_dir)}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -18,31 +17,6 @@ from transformers import (
 
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.settings import Settings
-from trainer.attention import register_document_attention, supports_padding_free
-
-
-def choose_attention(settings: Settings) -> str | None:
-    """`attn_implementation` as the config says; else the exact per-document attention where the model takes it.
-
-    None leaves the choice to transformers.
-    """
-    values = settings.values
-    if values.get("attn_implementation"):
-        return str(values["attn_implementation"])
-    return register_document_attention() if uses_padding_free(settings) else None
-
-
-def uses_padding_free(settings: Settings) -> bool:
-    """Batches without padding, unless the config says no or the model cannot tell documents apart by position."""
-    values = settings.values
-    if values.get("padding_free") is False and "padding_free" in settings.given and not values.get("packing"):
-        return False
-    config = AutoConfig.from_pretrained(
-        values["model_name_or_path"],
-        trust_remote_code=bool(values.get("trust_remote_code")),
-        cache_dir=values.get("cache_dir"),
-    )
-    return supports_padding_free(config)
 
 
 @dataclass(frozen=True)

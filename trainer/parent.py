@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
-from airflow_provider_sft.contract.errors import InterruptedRunError, NotFoundError, SFTError
+from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError, NotFoundError, SFTError
 from airflow_provider_sft.contract.names import PROGRESS_FILE, RUN_ID_ENV_VAR
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings, resolve_config
@@ -95,9 +95,16 @@ class Attempt:
             result["gpu_s"] = round(self.run_dir.gpu_seconds(), 1)
             self.run_dir.complete(result)
         except SFTError as error:
-            self.run_dir.record(self.number, "ended", exit_code=int(error.exit_code))
-            result = failed_result(error, **self._facts(started, self._failed_facts()))
-            self.run_dir.write_result(result)
+            return self._fail(error, started)
+        except Exception as error:
+            log.exception("Unexpected failure of the parent")
+            return self._fail(InternalError(f"{type(error).__name__}: {error}"), started)
+        return result
+
+    def _fail(self, error: SFTError, started: float) -> Result:
+        self.run_dir.record(self.number, "ended", exit_code=int(error.exit_code))
+        result = failed_result(error, **self._facts(started, self._failed_facts()))
+        self.run_dir.write_result(result)
         return result
 
     def _plan(self) -> Launch:

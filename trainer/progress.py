@@ -92,9 +92,13 @@ def summarize_losses(history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _finite(logs: Mapping[str, float]) -> dict[str, float]:
-    """The numbers that a progress line carries; JSON has no NaN."""
-    names = ("loss", "learning_rate", "grad_norm", "eval_loss", "tokens_per_s")
-    return {name: round(logs[name], 8) for name in names if name in logs and math.isfinite(logs[name])}
+    """The numbers that a progress line carries, at the precision a reader needs; JSON has no NaN."""
+    digits = {"loss": 6, "learning_rate": 12, "grad_norm": 6, "eval_loss": 6, "tokens_per_s": 1}
+    return {
+        name: round(logs[name], places)
+        for name, places in digits.items()
+        if name in logs and math.isfinite(logs[name])
+    }
 
 
 def _file_logger_entry(name: str, progress: Progress, key: str) -> dict[str, Any]:

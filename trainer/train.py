@@ -17,6 +17,7 @@ from airflow_provider_sft.contract.errors import InternalError, InterruptedRunEr
 from airflow_provider_sft.contract.names import LOG_LEVEL_ENV_VAR
 from airflow_provider_sft.contract.settings import resolve_config
 from trainer.arguments import build_training_args, effective_distributed
+from trainer.attention import choose_attention
 from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, StopCallback, loss_limit
 from trainer.checkpoints import CheckpointStore, checkpoint_step
 from trainer.consensus import StopSignal, share_from_rank_zero
@@ -24,7 +25,7 @@ from trainer.data.prepare import prepare_data
 from trainer.engine import Engine
 from trainer.failures import classify
 from trainer.files import write_json
-from trainer.model import choose_attention, grow_vocabulary, load_model, load_tokenizer
+from trainer.model import grow_vocabulary, load_model, load_tokenizer
 from trainer.progress import ProgressWriter, read_history, summarize_losses
 from trainer.rank import RankChannel, RankOutcome, RunOrder
 from trainer.run_dir import STATISTICS_FILE
