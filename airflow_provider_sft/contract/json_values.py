@@ -20,7 +20,7 @@ def _flaws(value: Any, depth: int) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for key, member in value.items():
             if not isinstance(key, str):
-                yield f"has a key that is no text but a {type(key).__name__}. Put it in quotes."
+                yield f"has a key of type {type(key).__name__}. Put it in quotes."
             yield from _flaws(member, depth + 1)
     elif isinstance(value, list | tuple):
         for member in value:
@@ -38,4 +38,4 @@ def _scalar_flaws(value: Any) -> Iterator[str]:
         except UnicodeEncodeError:
             yield "holds half of a surrogate pair, which is no character. Write the whole character."
     elif value is not None and not isinstance(value, bool | int | float):
-        yield f"is a {type(value).__name__}, which JSON cannot hold. Give text, a number, true, false or a list."
+        yield f"is of type {type(value).__name__}, which JSON cannot hold. Give text, a number, true, false or a list."

@@ -37,11 +37,13 @@ def describe_unknown_flag(name: str) -> str | None:
     flags = launch_flags()
     short: dict[str, str] = config_keys()[LAUNCH_KEY]["x-short"]
     plain = name.lstrip("-").replace("-", "_")
+    long = short.get(name.lstrip("-"), name)
+    if refusal := flags.get(long, {}).get("x-refused"):
+        return f"{LAUNCH_KEY} key {name!r} is not allowed. {refusal}"
     if name in flags:
-        refusal = flags[name].get("x-refused")
-        return f"{LAUNCH_KEY} key {name!r} is not allowed. {refusal}" if refusal else None
-    if name.lstrip("-") in short:
-        return f"{LAUNCH_KEY} key {name!r} is a short flag. Use the long name {short[name.lstrip('-')]!r}."
+        return None
+    if long != name:
+        return f"{LAUNCH_KEY} key {name!r} is a short flag. Use the long name {long!r}."
     if plain in flags:
         return f"{LAUNCH_KEY} key {name!r} is not spelled as in JSON. Use {plain!r}."
     if plain in config_keys():

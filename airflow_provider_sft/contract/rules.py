@@ -1,4 +1,4 @@
-"""Contradictions between keys: a rule each, with its own sentence. Mistakes stop a run, notices do not."""
+"""Contradictions between keys: a rule each, with its own sentence. Any of them stops a run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
 from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
-from airflow_provider_sft.contract.schema import config_keys
 from airflow_provider_sft.contract.wording import show
 
-_ADAPTER_METHODS = ("lora", "alora", "pt")
 _REMOTE_CODE_KEY = "trust_remote_code"
 _MAX_DEPTH = 16
 
@@ -25,11 +23,6 @@ def find_contradictions(config: Config, *, allow_remote_code: bool) -> list[str]
     return mistakes if allow_remote_code else [*mistakes, *_remote_code(config)]
 
 
-def find_ineffective(config: Config) -> list[str]:
-    """A sentence for each key that was written and changes nothing."""
-    return [sentence for rule in _NOTICES for sentence in rule(config)]
-
-
 def find_data_config_contradictions(config: Config, data_config: Mapping[str, Any]) -> list[str]:
     """What the content of `data_config_path` makes of the config.
 
@@ -42,6 +35,17 @@ def find_data_config_contradictions(config: Config, data_config: Mapping[str, An
         sentence = "Config key 'max_steps' is missing, and the data config streams: a stream has no length."
         return [f'{sentence} Add it, for example "max_steps": 1000.']
     return []
+
+
+def eval_strategy_of(config: Config) -> str:
+    """When the run evaluates. Unset, it follows the data: each epoch when there is something to evaluate on."""
+    unset = "epoch" if config.get("validation_data_path") else "no"
+    return str(config.get("eval_strategy", unset))
+
+
+def tuning_method_of(config: Config) -> str:
+    """`none`, `lora`, `alora` or `pt`"""
+    return str(config.get("peft_method") or "none")
 
 
 def _no_training_data(config: Config) -> Iterator[str]:
@@ -75,7 +79,7 @@ def _evaluation_without_data(config: Config) -> Iterator[str]:
 
 
 def _best_without_evaluation(config: Config) -> Iterator[str]:
-    if config.get("eval_strategy", "no") != "no":
+    if eval_strategy_of(config) != "no":
         return
     if config.get("load_best_model_at_end"):
         yield (
@@ -90,7 +94,7 @@ def _best_without_evaluation(config: Config) -> Iterator[str]:
 
 
 def _best_of_unequal_strategies(config: Config) -> Iterator[str]:
-    evaluate, save = config.get("eval_strategy", "no"), config.get("save_strategy", "epoch")
+    evaluate, save = eval_strategy_of(config), config.get("save_strategy", "epoch")
     if config.get("load_best_model_at_end") and evaluate not in ("no", save) and save != "best":
         yield (
             f"Config key 'load_best_model_at_end' needs save_strategy ({save!r}) and eval_strategy ({evaluate!r}) "
@@ -163,12 +167,12 @@ def _prompt_without_text(config: Config) -> Iterator[str]:
 
 
 def _quantised_without_adapter(config: Config) -> Iterator[str]:
-    if _method(config) in ("lora", "alora"):
+    if tuning_method_of(config) in ("lora", "alora"):
         return
     for key in ("bnb_qlora", "auto_gptq"):
         if config.get(key):
             yield (
-                f"Config key {key!r} is {show(config[key])} but peft_method is {_method(config)!r}: a quantised base is "
+                f"Config key {key!r} is {show(config[key])} but peft_method is {tuning_method_of(config)!r}: a quantised base is "
                 f"frozen. Set peft_method to 'lora', or drop {key!r}."
             )
 
@@ -176,6 +180,14 @@ def _quantised_without_adapter(config: Config) -> Iterator[str]:
 def _two_precisions(config: Config) -> Iterator[str]:
     if config.get("bf16") and config.get("fp16"):
         yield "Config keys 'bf16' and 'fp16' are both true. Keep one of them."
+
+
+def _summed_loss(config: Config) -> Iterator[str]:
+    if config.get("enable_reduce_loss_sum") and tuning_method_of(config) == "none":
+        yield (
+            "Config key 'enable_reduce_loss_sum' is true, and a summed loss is not offered: the loss is the mean over all "
+            "trained tokens of a step. Drop the key."
+        )
 
 
 def _writes_over_the_model(config: Config) -> Iterator[str]:
@@ -210,42 +222,6 @@ def _trusting_paths(value: Any, path: str, depth: int) -> Iterator[str]:
             yield from _trusting_paths(member, inner, depth + 1)
 
 
-def _idle_peft_keys(config: Config) -> Iterator[str]:
-    if _method(config) in _ADAPTER_METHODS:
-        return
-    keys = config_keys()
-    idle = [key for key in config if keys[key].get("x-section") == "peft" and key != "peft_method"]
-    if idle:
-        verb = "has" if len(idle) == 1 else "have"
-        yield (
-            f"{', '.join(idle)} {verb} no effect: peft_method is 'none', so all weights are trained. "
-            f"Set peft_method to 'lora' for an adapter."
-        )
-
-
-def _idle_steps(config: Config) -> Iterator[str]:
-    for what, default in (("logging", "epoch"), ("save", "epoch"), ("eval", "no")):
-        strategy = config.get(f"{what}_strategy", default)
-        if f"{what}_steps" in config and config[f"{what}_steps"] is not None and strategy != "steps":
-            yield (
-                f"{what}_steps has no effect: {what}_strategy is {strategy!r}. Set {what}_strategy to 'steps' to use it."
-            )
-
-
-def _idle_validation_data(config: Config) -> Iterator[str]:
-    if config.get("validation_data_path") and config.get("eval_strategy", "no") == "no":
-        yield "validation_data_path is not evaluated on: eval_strategy is 'no'. Set it to 'epoch' or 'steps' to evaluate."
-
-
-def _unknown_scanner(config: Config) -> Iterator[str]:
-    if "hf_resource_scanner" in (config.get("trackers") or []):
-        yield "The tracker 'hf_resource_scanner' has no counterpart here and is ignored."
-
-
-def _method(config: Config) -> str:
-    return str(config.get("peft_method") or "none")
-
-
 _Rule = Callable[[Config], Iterator[str]]
 _RULES: tuple[_Rule, ...] = (
     _no_training_data,
@@ -262,6 +238,6 @@ _RULES: tuple[_Rule, ...] = (
     _prompt_without_text,
     _quantised_without_adapter,
     _two_precisions,
+    _summed_loss,
     _writes_over_the_model,
 )
-_NOTICES: tuple[_Rule, ...] = (_idle_peft_keys, _idle_steps, _idle_validation_data, _unknown_scanner)

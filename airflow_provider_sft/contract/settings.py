@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
 from airflow_provider_sft.contract.errors import ConfigError
-from airflow_provider_sft.contract.schema import JSONSchema, config_keys
+from airflow_provider_sft.contract.schema import LAUNCH_KEY, JSONSchema, config_keys, launch_flags
 from airflow_provider_sft.contract.validation import examine_config
 
 # The sections that become arguments of another package's dataclass.
@@ -58,7 +58,7 @@ def resolve_config(
         for key, prop in config_keys().items()
         if "x-moved-to" not in prop and "x-gone" not in prop
     }
-    defaults["accelerate_launch_args"] = {}
+    defaults[LAUNCH_KEY] = {}
     return Settings(
         values={**defaults, **given},
         given=frozenset(given),
@@ -72,9 +72,18 @@ def _differs_from_upstream(prop: JSONSchema) -> bool:
 
 def _plain_values(present: Config) -> Config:
     """The peer's spellings of a value in the plain one: `["huggingface"]` is true."""
-    values = {key: _NONE_MEANS.get(key) if value is None else value for key, value in present.items()}
+    values: Config = {key: _NONE_MEANS.get(key) if value is None else value for key, value in present.items()}
     if isinstance(values.get("padding_free"), list | str):
         values["padding_free"] = True
     if "trackers" in values:
         values["trackers"] = [name for name in values["trackers"] or [] if name != "hf_resource_scanner"]
+    if LAUNCH_KEY in values:
+        values[LAUNCH_KEY] = {name: _as_argument(name, value) for name, value in values[LAUNCH_KEY].items()}
     return values
+
+
+def _as_argument(flag: str, value: Any) -> Any:
+    """For argparse's `type=bool` every text is true but the empty one."""
+    if launch_flags()[flag].get("x-kind") == "truthy":
+        return "true" if value else ""
+    return value

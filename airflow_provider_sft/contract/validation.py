@@ -13,11 +13,12 @@ from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
 from airflow_provider_sft.contract.errors import ConfigError
+from airflow_provider_sft.contract.ineffective import find_ineffective
 from airflow_provider_sft.contract.json_values import describe_not_json
 from airflow_provider_sft.contract.launch_args import check_launch_args
 from airflow_provider_sft.contract.moved import rename_keys
 from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
-from airflow_provider_sft.contract.rules import find_contradictions, find_ineffective
+from airflow_provider_sft.contract.rules import find_contradictions
 from airflow_provider_sft.contract.schema import LAUNCH_KEY, config_keys, launch_flags, load_schema
 from airflow_provider_sft.contract.secrets import find_secrets
 from airflow_provider_sft.contract.values import UnfitError, fit

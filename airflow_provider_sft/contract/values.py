@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_provider_sft.contract.schema import JSONSchema
-from airflow_provider_sft.contract.wording import describe, suggest_choice
+from airflow_provider_sft.contract.wording import describe, suggest, suggest_choice
 
 _NUMBER = re.compile(r"[+-]?([0-9]{1,400}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -67,8 +67,10 @@ def _fit_any(value: Any, schema: JSONSchema) -> Any:
     if fits:
         return fits[0]
     words = [choice for member in schema["anyOf"] for choice in member.get("enum", [])]
-    near = suggest_choice(value, words, list_them=False) if isinstance(value, str) else ""
-    raise UnfitError(f"{near} {_give(schema)}".strip(), value)
+    near = (
+        suggest(value, [word for word in words if isinstance(word, str)]) if isinstance(value, str) else None
+    )
+    raise UnfitError(f"Did you mean {near!r}? It takes {describe(schema)}." if near else _give(schema), value)
 
 
 def _each_fit(value: Any, members: list[JSONSchema]) -> Iterator[Any]:
@@ -86,7 +88,7 @@ def _fit_choice(value: Any, schema: JSONSchema) -> Any:
             if same(reading, choice):
                 return choice
     hint = schema.get("x-value-hints", {}).get(value) if isinstance(value, str) else None
-    raise UnfitError(hint or suggest_choice(value, choices) or f"Give {describe(schema)}.", value)
+    raise UnfitError(hint or suggest_choice(value, choices), value)
 
 
 def _readings(value: Any) -> list[Any]:

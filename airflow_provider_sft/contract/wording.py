@@ -45,21 +45,17 @@ def suggest(word: str, choices: Iterable[str]) -> str | None:
     return spelled[matches[0]] if matches else None
 
 
-def suggest_choice(value: Any, choices: list[Any], *, list_them: bool = True) -> str:
-    """`Did you mean 'lora'? It takes 'none', 'lora', 'alora', 'pt' or null.`, as far as it helps.
-
-    :param list_them: name all choices, where they are few
-    """
+def suggest_choice(value: Any, choices: list[Any]) -> str:
+    """`Did you mean 'lora'? It takes 'none', 'lora', 'alora', 'pt' or null.`"""
     near = (
         suggest(value, [choice for choice in choices if isinstance(choice, str)])
         if isinstance(value, str)
         else None
     )
-    question = f"Did you mean {near!r}?" if near else ""
-    if not list_them or len(choices) > _MAX_SHOWN_CHOICES:
-        return question
     listed = _any_of([show(choice) for choice in choices])
-    return f"{question} It takes {listed}." if near else f"Give {listed}."
+    if len(choices) > _MAX_SHOWN_CHOICES:
+        listed = f"one of {len(choices)} names, which docs/config.md lists"
+    return f"Did you mean {near!r}? It takes {listed}." if near else f"Give {listed}."
 
 
 def _alternatives(schema: JSONSchema) -> list[str]:

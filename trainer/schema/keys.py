@@ -45,7 +45,9 @@ class ModelKeys:
         x_extra_values={"flash_attention_2": "flash-attn"},
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = key(
-        "bfloat16", "The type the weights are loaded and trained in. 'auto' takes the checkpoint's own."
+        "bfloat16",
+        "The type the weights are loaded and trained in. 'auto' takes the checkpoint's own.",
+        x_value_hints={"bf16": "Use 'bfloat16'.", "fp16": "Use 'float16'.", "fp32": "Use 'float32'."},
     )
     embedding_size_multiple_of: int | None = key(
         1,

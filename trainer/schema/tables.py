@@ -53,6 +53,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "max_grad_norm": {"minimum": 0},
     "label_smoothing_factor": {"minimum": 0, "exclusiveMaximum": 1},
     "neftune_noise_alpha": {"minimum": 0},
+    "eval_strategy": {
+        "description": "When to evaluate. Unset: each epoch when validation_data_path is given, else never."
+    },
     "eval_steps": {"exclusiveMinimum": 0},
     "save_steps": {"exclusiveMinimum": 0},
     "save_total_limit": {"minimum": 1},
@@ -418,4 +421,6 @@ ALIASES = {
     "precision": "dtype",
     "flash_attn": "attn_implementation",
     "data_config": "data_config_path",
+    "multigpu": "accelerate_launch_args",
+    "accelerate_args": "accelerate_launch_args",
 }
