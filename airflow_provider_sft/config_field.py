@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_sft.contract.codec import Config, dump_config, parse_config, read_config_file
+from airflow_provider_sft.contract.codec import Config, parse_config, read_config_file
 from airflow_provider_sft.contract.errors import ConfigError, SFTError
+from airflow_provider_sft.contract.secrets import find_secrets
+from airflow_provider_sft.contract.validation import validate_config
 from airflow_provider_sft.failures import failure_of_error
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class ConfigField:
         :raises PermanentFailure: it is wrong; the message names key and value
         """
         try:
-            return check_config(read_config_source(self.config), self.extra_config_keys)
+            return validate_config(read_config_source(self.config), self.extra_config_keys)
         except SFTError as error:
             raise failure_of_error(error) from None
 
@@ -64,7 +66,7 @@ class ConfigField:
         if parent is self:
             template_fields = [field for field in template_fields if field != "config"]
             try:
-                self.config = self._render_config(context, jinja_env, seen_oids)
+                self.config = _refuse_secrets(self._render_config(context, jinja_env, seen_oids))
             except SFTError as error:
                 raise failure_of_error(error) from None
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)  # type: ignore[misc]
@@ -85,14 +87,11 @@ class ConfigField:
         }
 
 
-def check_config(config: Config, extra_config_keys: Sequence[str] = ()) -> Config:  # noqa: ARG001
-    """:raises ConfigError: a key or value is wrong, or no JSON"""
-    try:
-        return parse_config(dump_config(config))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"config holds what JSON cannot: {error}. Give strings, finite numbers, booleans, lists and objects."
-        ) from None
+def _refuse_secrets(config: Config) -> Config:
+    """While rendering, because what is rendered is shown in the UI."""
+    if found := find_secrets(config):
+        raise ConfigError("\n".join(secret.sentence for secret in found))
+    return config
 
 
 def read_config_source(source: Any, jinja_env: jinja2.Environment | None = None) -> Config:

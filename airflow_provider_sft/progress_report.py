@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow_provider_sft.contract.progress import Progress, decode_progress, describe_progress
@@ -20,9 +20,13 @@ class ProgressReport:
     """Takes the trainer's lines one by one. Progress is told once, by attempt and step, however often it comes.
 
     :param store: Airflow 3.3's `context["task_state_store"]`, where there is one
+    :param form: what a person reads of a line that is no progress
     """
 
-    def __init__(self, log: Any, store: Any | None = None) -> None:
+    def __init__(
+        self, log: Any, store: Any | None = None, form: Callable[[str], str] = lambda text: text
+    ) -> None:
+        self._form = form
         self.last: Progress | None = None
         self._log = log
         self._store = store
@@ -32,7 +36,7 @@ class ProgressReport:
         if progress := decode_progress(line):
             self._take_progress(progress)
         elif text := clean_text(line).rstrip():
-            self._log.log(_level_of(text), "%s", text)
+            self._log.log(_level_of(text), "%s", self._form(text))
 
     def _take_progress(self, progress: Progress) -> None:
         if self.last and _position(progress) <= _position(self.last):

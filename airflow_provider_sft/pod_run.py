@@ -1,0 +1,298 @@
+"""One training as one pod, across workers, triggerers and tries: found again, followed, concluded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Never, TypeVar
+
+from airflow.providers.cncf.kubernetes.callbacks import ExecutionMode
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.common.compat.sdk import AirflowSkipException
+from kubernetes.client import models as k8s
+
+from airflow_provider_sft import failures
+from airflow_provider_sft.api_patience import ApiAwayError, Patience, api_status, describe_api_error
+from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.contract.progress import Progress
+from airflow_provider_sft.failures import InterruptedFailure, TrainingFailure, TransientFailure
+from airflow_provider_sft.pod_claim import PodClaim
+from airflow_provider_sft.pod_outcome import (
+    Pod,
+    container_state,
+    failure_of_pod,
+    has_ended,
+    is_terminal,
+    read_result,
+    to_plain,
+)
+from airflow_provider_sft.pod_start import StartWatch
+from airflow_provider_sft.pod_watch import PodWatch
+from airflow_provider_sft.result_report import announce_result
+from airflow_provider_sft.triggers.kubernetes import SFTTrainerTrigger
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.triggers.base import BaseTrigger
+
+T = TypeVar("T")
+
+_FORBIDDEN, _NOT_FOUND = 403, 404
+_LOG_TIMEOUT_S = (10, 60)  # connect, read
+# A triggerer that held out this long did its work; only quick failures in a row count.
+_QUICK_S = 60.0
+_MAX_QUICK_FAILURES = 10
+
+
+class PodRun(KubernetesPodOperator):
+    """What of KubernetesPodOperator has to do with the pod's life, made for runs of hours and days."""
+
+    push_result: bool
+    _result: Result | None = None
+    _last_seen: Pod | None = None
+    _progress: Progress | None = None
+
+    def tune(self, context: Context) -> Result | None:
+        """Find or create the pod, then follow it: here, or in the triggerer."""
+        self.pod_request_obj = self.build_pod_request_obj(context)
+        self._call_back("on_pod_manifest_created", context, pod_request=self.pod_request_obj)
+        self.pod = self.get_or_create_pod(self.pod_request_obj, context)
+        context["ti"].xcom_push(key="pod_name", value=self.pod.metadata.name)
+        context["ti"].xcom_push(key="pod_namespace", value=self.pod.metadata.namespace)
+        self._call_back("on_pod_creation", context, pod=self.pod)
+        self._refuse_if_killed()
+        if self.deferrable and not has_ended(to_plain(self.pod), self.base_container_name):
+            self.invoke_defer_method(context=context)
+        return self._follow(context)
+
+    def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
+        claim = PodClaim(self, context)
+        return claim.find(pod_request_obj) or claim.create(pod_request_obj)
+
+    def defer(self, *, trigger: BaseTrigger, **options: Any) -> Never:
+        """The parent knows how to make a trigger; ours takes its arguments."""
+        _, arguments = trigger.serialize()
+        super().defer(trigger=SFTTrainerTrigger(**arguments, pod_uid=self._identity.uid), **options)
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Result | None:
+        """Back from the triggerer: `SFTTrainerTrigger` tells what it saw."""
+        name, namespace, uid = event["name"], event["namespace"], event["uid"]
+        self.pod = k8s.V1Pod(metadata=k8s.V1ObjectMeta(name=name, namespace=namespace, uid=uid))
+        self._progress, self._last_seen = event.get("progress"), event.get("pod")
+        if event["status"] == "failed":
+            self._give_up(vars(failures)[event["failure"]](event["message"]))
+        if event["status"] == "timeout":
+            self._give_up(InterruptedFailure(f"execution_timeout of {self.execution_timeout} was reached."))
+        if event["status"] == "error":
+            self._defer_again(context, event)
+        if event["status"] != "gone" and not event.get("log_complete", True):
+            self._read_log(self._watch(context), self.base_container_name)
+        return self._conclude(context)
+
+    def on_kill(self) -> None:
+        """The pod gets SIGTERM and its grace period to save; this task is no success, whatever comes of it."""
+        try:
+            super().on_kill()
+        except Exception as error:  # noqa: BLE001  # in a signal handler: nobody above catches it
+            self.log.warning("The pod cannot be deleted: %s", describe_api_error(error))
+
+    def cleanup(
+        self,
+        pod: k8s.V1Pod,
+        remote_pod: k8s.V1Pod,
+        xcom_result: dict[str, Any] | None = None,
+        context: Context | None = None,
+    ) -> None:
+        """Tell how the pod ended. :raises TrainingFailure: badly"""
+        self._refuse_if_killed()
+        seen, gone = self._last_look()
+        failure = failure_of_pod(seen, container=self.base_container_name, gone=gone, progress=self._progress)
+        if failure and self.log_events_on_failure and not gone:
+            self._read_pod_container_states(pod, reraise=False)
+            self._read_pod_events(pod, reraise=False)
+        if not gone:
+            self._tidy(seen, failed=failure is not None)
+        self._skip_if_asked(seen)
+        if failure:
+            raise failure
+        self._result = read_result(seen, self.base_container_name)
+
+    def _follow(self, context: Context) -> Result | None:
+        watch = self._watch(context)
+        started = False
+        while (pod := self._read()) is not None:
+            watch.see(pod)
+            if watch.is_pending(pod):
+                if failure := watch.judge(pod, self._read_events()):
+                    self._give_up(failure)
+            else:
+                if not started:
+                    started = True
+                    self.await_init_containers_completion(pod=self.pod)
+                    self._call_back("on_pod_starting", context, pod=self.pod)
+                for container in self._logged_containers(pod):
+                    self._read_log(watch, container)
+                if watch.is_over(pod):
+                    break
+            time.sleep(watch.pause_s(self.poll_interval))
+        self._last_seen, self._progress = watch.last, watch.report.last
+        watch.report.store()
+        return self._conclude(context)
+
+    def _conclude(self, context: Context) -> Result | None:
+        self._call_back("on_pod_completion", context, pod=self.pod)
+        self._call_back("on_pod_teardown", context, pod=self.pod)
+        self.post_complete_action(pod=self.pod, remote_pod=self.pod, context=context, result=None)
+        if self._result is None:
+            raise RuntimeError("cleanup left neither a result nor a failure")
+        announce_result(self, context, self._result)
+        self.do_xcom_push = self.push_result  # from here on it means what Airflow's runner means
+        return self._result
+
+    def _watch(self, context: Context) -> PodWatch:
+        start = StartWatch(
+            self.base_container_name, self.schedule_timeout_seconds, self.startup_timeout_seconds
+        )
+        return PodWatch(start, self.log, context.get("task_state_store"), self._form_line)
+
+    def _form_line(self, container: str, line: str) -> str:
+        if self.log_formatter:
+            return self.log_formatter(container, line)
+        named = self.container_name_log_prefix_enabled or container != self.base_container_name
+        return f"[{container}] {line}" if named else line
+
+    def _logged_containers(self, pod: Pod) -> list[str]:
+        if not self.get_logs:
+            return []
+        asked = self.container_logs
+        if asked is True:
+            return [container["name"] for container in pod["spec"]["containers"]]
+        return [asked] if isinstance(asked, str) else list(asked)
+
+    @property
+    def _identity(self) -> k8s.V1ObjectMeta:
+        if self.pod is None:
+            raise RuntimeError("the pod is neither found nor created yet")
+        return self.pod.metadata
+
+    def _read(self) -> Pod | None:
+        """The pod as it is, None when it, told by its uid, does not exist."""
+        metadata = self._identity
+        try:
+            pod: Pod = to_plain(
+                self.patiently(lambda: self.client.read_namespaced_pod(metadata.name, metadata.namespace))
+            )
+        except Exception as error:
+            if api_status(error) == _NOT_FOUND:
+                return None
+            raise
+        return pod if pod["metadata"].get("uid") == metadata.uid else None
+
+    def _read_events(self) -> list[dict[str, Any]]:
+        metadata = self._identity
+        selector = f"involvedObject.name={metadata.name},involvedObject.uid={metadata.uid}"
+        try:
+            events = self.client.list_namespaced_event(metadata.namespace, field_selector=selector)
+        except Exception as error:  # noqa: BLE001  # events explain; nothing depends on them
+            self.log.debug("The pod's events cannot be read: %s", describe_api_error(error))
+            return []
+        return [to_plain(event) for event in events.items]
+
+    def _read_log(self, watch: PodWatch, container: str) -> None:
+        metadata = self._identity
+        since_seconds = watch.window(container).begin_read()
+        try:
+            response = self.client.read_namespaced_pod_log(
+                metadata.name,
+                metadata.namespace,
+                container=container,
+                timestamps=True,
+                since_seconds=since_seconds,
+                _preload_content=False,
+                _request_timeout=_LOG_TIMEOUT_S,
+            )
+            text = response.data.decode(errors="replace")
+        except Exception as error:  # noqa: BLE001  # a lost log is no lost training
+            self.log.warning("The pod's log cannot be read now: %s", describe_api_error(error))
+            return
+        for line in watch.take_log(container, text.rstrip("\n").split("\n") if text else []):
+            self._call_back("progress_callback", None, line=line, container_name=container, pod=self.pod)
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """:raises TransientFailure: the API server is away for long; the pod lives on, and the retry finds it"""
+        try:
+            return Patience(self.log).insist(work, refresh=self._refresh_cached_properties)
+        except ApiAwayError as error:
+            raise TransientFailure(
+                f"{error} The pod is left running, and the retry finds it again."
+            ) from error
+
+    def _refresh_cached_properties(self) -> None:
+        for name in ("hook", "client", "pod_manager"):
+            self.__dict__.pop(name, None)
+
+    def _last_look(self) -> tuple[Pod, bool]:
+        """The pod as last seen, and whether it is gone."""
+        if self._last_seen and has_ended(self._last_seen, self.base_container_name):
+            return self._last_seen, False
+        current = self._read()
+        if current is not None:
+            return current, False
+        return self._last_seen or to_plain(self.pod), True
+
+    def _tidy(self, pod: Pod, *, failed: bool) -> None:
+        """Mark or delete the pod as the parent would; but never leave one that still holds its GPUs."""
+        model = k8s.V1Pod(
+            metadata=self._identity,
+            status=k8s.V1PodStatus(phase=pod["status"].get("phase"), container_statuses=[]),
+        )
+        if failed or self.on_finish_action.value in ("keep_pod", "delete_active_pod"):
+            self.patch_already_checked(model, reraise=False)
+        if not failed and self.on_finish_action.value == "delete_succeeded_pod":
+            model.status.phase = "Succeeded"  # the trainer has; a side-car may still run
+        if not self.process_pod_deletion(model, reraise=False) and not is_terminal(pod):
+            self._delete()
+
+    def _give_up(self, failure: TrainingFailure) -> None:
+        """:raises TrainingFailure: always; the pod is deleted first, or it would take GPUs later"""
+        self._delete()
+        raise failure
+
+    def _delete(self) -> None:
+        try:
+            self.patiently(lambda: self.pod_manager.delete_pod(self.pod))
+        except Exception as error:  # noqa: BLE001  # the outcome counts more
+            self.log.warning("Pod %s cannot be deleted: %s", self._identity.name, describe_api_error(error))
+
+    def _defer_again(self, context: Context, event: dict[str, Any]) -> None:
+        """Where the triggerer lost the API server: with new credentials, if the pod is still at work."""
+        pod = self._read()
+        if pod is None or has_ended(pod, self.base_container_name):
+            return
+        quick = event.get("_redefer_count", 0) + 1 if event.get("watched_s", 0.0) < _QUICK_S else 0
+        if quick > _MAX_QUICK_FAILURES:
+            raise TransientFailure(
+                f"The triggerer cannot watch the pod: {event['message']} The retry finds it again."
+            )
+        self.log.warning("The triggerer lost the pod, which still runs: %s", event["message"])
+        self.trigger_kwargs = {**(self.trigger_kwargs or {}), "_redefer_count": quick}
+        self.invoke_defer_method(context=context)
+
+    def _skip_if_asked(self, pod: Pod) -> None:
+        exit_code = container_state(pod, self.base_container_name).get("terminated", {}).get("exitCode")
+        if exit_code is not None and exit_code in self.skip_on_exit_code:
+            raise AirflowSkipException(
+                f"The trainer ended with exit code {exit_code}: skipped, as skip_on_exit_code says."
+            )
+
+    def _refuse_if_killed(self) -> None:
+        if self._killed:
+            raise InterruptedFailure(
+                "The task was told to end; the pod got SIGTERM, saves and is deleted. The retry resumes."
+            )
+
+    def _call_back(self, name: str, context: Context | None, **arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, name)(
+                client=self.client, mode=ExecutionMode.SYNC, operator=self, context=context, **arguments
+            )

@@ -1,0 +1,139 @@
+"""Watches the pod of a deferred training."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
+from airflow.triggers.base import TriggerEvent
+
+from airflow_provider_sft.api_patience import (
+    ApiAwayError,
+    Patience,
+    api_status,
+    describe_api_error,
+    is_passing,
+)
+from airflow_provider_sft.pod_outcome import Pod, to_plain, trim_pod
+from airflow_provider_sft.pod_start import StartWatch
+from airflow_provider_sft.pod_watch import PodWatch
+
+_FORBIDDEN, _NOT_FOUND, _UNAUTHORIZED = 403, 404, 401
+# The triggerer has the credentials of the moment of deferral; the worker reads them anew.
+_UNAUTHORIZED_PATIENCE_S = 15.0
+
+
+class SFTTrainerTrigger(KubernetesPodTrigger):
+    """Follows one pod, told by its uid, to its end; progress and waiting go to the task's log.
+
+    The event's `status`: `ended` (the container has, well or badly), `gone` (the pod does not exist any more),
+    `failed` (it cannot start), `timeout` (of the task), `error` (the API server is away: the worker decides).
+
+    :param pod_uid: another pod of the same name is not ours
+    """
+
+    def __init__(self, *, pod_uid: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pod_uid = pod_uid
+        self._events_allowed = True
+        self._patience = Patience(self.log)
+        start = StartWatch(self.base_container_name, self.schedule_timeout, self.startup_timeout)
+        self._watch = PodWatch(start, self.log)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        _, kwargs = super().serialize()
+        return f"{type(self).__module__}.{type(self).__qualname__}", {**kwargs, "pod_uid": self.pod_uid}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        started_s = time.monotonic()
+        try:
+            event = await self._follow()
+        except ApiAwayError as error:
+            event = {"status": "error", "message": str(error)}
+        except Exception as error:
+            self.log.exception("The triggerer lost pod %s", self.pod_name)
+            event = {"status": "error", "message": describe_api_error(error)}
+        self._fired_event = True
+        yield TriggerEvent(  # type: ignore[no-untyped-call]
+            {
+                "name": self.pod_name,
+                "namespace": self.pod_namespace,
+                "uid": self.pod_uid,
+                "progress": self._watch.report.last,
+                "watched_s": time.monotonic() - started_s,
+                **self.trigger_kwargs,
+                **event,
+            }
+        )
+
+    async def _follow(self) -> dict[str, Any]:
+        while True:
+            if self._is_overdue():
+                return {"status": "timeout"}
+            pod = await self._read()
+            if pod is None:
+                return {"status": "gone", "pod": trim_pod(self._watch.last) if self._watch.last else None}
+            self._watch.see(pod)
+            if self._watch.is_pending(pod):
+                if failure := self._watch.judge(pod, await self._read_events()):
+                    return {"status": "failed", "failure": type(failure).__name__, "message": str(failure)}
+            else:
+                log_complete = await self._read_log()
+                if self._watch.is_over(pod):
+                    return {"status": "ended", "pod": trim_pod(pod), "log_complete": log_complete}
+            await asyncio.sleep(self._watch.pause_s(self.poll_interval))
+
+    def _is_overdue(self) -> bool:
+        deadline = self.trigger_kwargs.get("_execution_deadline")
+        return deadline is not None and time.time() >= deadline
+
+    async def _read(self) -> Pod | None:
+        while True:
+            try:
+                pod: Pod = to_plain(await self.hook.get_pod(name=self.pod_name, namespace=self.pod_namespace))
+            except Exception as error:  # noqa: BLE001  # told apart by its status
+                if api_status(error) == _NOT_FOUND:
+                    return None
+                await self._pause_after(error)
+            else:
+                self._patience.take_success()
+                return pod if pod["metadata"].get("uid") == self.pod_uid else None
+
+    async def _pause_after(self, error: Exception) -> None:
+        if not is_passing(error):
+            raise error
+        pause_s = self._patience.take_failure(error)
+        if api_status(error) == _UNAUTHORIZED:
+            self.__dict__.pop("hook", None)  # the next one reads the credentials again
+            if self._patience.failing_s > _UNAUTHORIZED_PATIENCE_S:
+                raise ApiAwayError(f"The Kubernetes API refuses the credentials: {describe_api_error(error)}")
+        await asyncio.sleep(pause_s)
+
+    async def _read_events(self) -> list[dict[str, Any]]:
+        if not self._events_allowed:
+            return []
+        try:
+            events = await self.hook.get_pod_events(name=self.pod_name, namespace=self.pod_namespace)
+        except Exception as error:  # noqa: BLE001  # events explain; nothing depends on them
+            self._events_allowed = api_status(error) != _FORBIDDEN
+            self.log.warning("The pod's events cannot be read: %s", describe_api_error(error))
+            return []
+        return [to_plain(event) for event in events.items]
+
+    async def _read_log(self) -> bool:
+        """False where the log could not be read: the next read brings what is missing."""
+        if not self.get_logs:
+            return True
+        since_seconds = self._watch.window(self.base_container_name).begin_read()
+        try:
+            lines = await self.hook.read_logs(
+                self.pod_name, self.pod_namespace, self.base_container_name, since_seconds=since_seconds
+            )
+        except Exception as error:  # noqa: BLE001  # a lost log is no lost training
+            self.log.warning("The pod's log cannot be read now: %s", describe_api_error(error))
+            return False
+        await asyncio.to_thread(self._watch.take_log, self.base_container_name, lines)
+        return True
