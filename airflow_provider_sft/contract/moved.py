@@ -71,7 +71,9 @@ def _move(key: str, config: Config, prop: JSONSchema, present: PresentConfig) ->
 def _yields(key: str, config: Config, present: PresentConfig) -> bool:
     """Where the peer lets another key win over a former name instead of minding both."""
     if key == "warmup_ratio":
-        return bool(present.config.get("warmup_steps"))
+        if not present.config.get("warmup_steps"):
+            present.config.pop("warmup_steps", None)
+        return "warmup_steps" in present.config
     if key == "use_flash_attn":
         return bool(config[key]) and bool(config.get("flash_attn_implementation"))
     return key == "flash_attn_implementation" and config.get("use_flash_attn") is False

@@ -144,7 +144,7 @@ def _kind_of(value: Any) -> str:
 def _within(value: Any, schema: JSONSchema) -> bool:
     """Bounds of numbers, lengths of lists, patterns of text."""
     if isinstance(value, list):
-        return schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+        return bool(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)))
     if isinstance(value, str):
         return re.search(schema.get("pattern", ""), value) is not None
     if isinstance(value, bool) or not isinstance(value, int | float):
