@@ -103,7 +103,7 @@ class Engine(SFTTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if grad_norm is not None:
-            self._finite.check_gradient(float(grad_norm), self.state.global_step + 1)
+            self._finite.check_gradient(float(grad_norm), self.state.global_step + 1, self._tr_loss)
         return grad_norm
 
     def use_callbacks(self, *callbacks: TrainerCallback) -> None:
