@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from airflow_provider_sft.contract.codec import read_config
@@ -76,5 +76,20 @@ def _write_termination_message(environ: Mapping[str, str], result: Result) -> No
         log.warning("The termination message could not be written to %s: %s", path, error.strerror)
 
 
+def dispatch(arguments: Sequence[str]) -> int:
+    """The config comes from the environment; `check` is the one argument there is."""
+    if not arguments:
+        return main()
+    if list(arguments) == ["check"]:
+        from trainer.check import check
+
+        return check()
+    sys.stderr.write(
+        f"Unknown arguments {' '.join(arguments)!r}. Give none, and the config in the environment, or `check`. "
+        "For a shell in the image: docker run -it --entrypoint bash IMAGE\n"
+    )
+    return ExitCode.CONFIG
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(dispatch(sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""`python -m trainer check`, and arguments that nobody takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run_trainer_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "trainer", *arguments]
+    env = {**os.environ, **env}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def checked() -> subprocess.CompletedProcess[str]:
+    return run_trainer_command("check")
+
+
+def test_check_of_a_whole_environment_ends_with_zero(checked):
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    "subject", ["versions: torch 2.", "GPUs: ", "FSDP: FSDP2 shards over", "vLLM export: "]
+)
+def test_check_names(checked, subject):
+    assert f"ok    {subject}" in checked.stdout
+
+
+def test_check_where_torch_does_not_load_fails_and_names_the_cause(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    checked = run_trainer_command("check", PYTHONPATH=f"{tmp_path}:.")
+    assert checked.returncode == 203
+    assert "FAIL  GPUs: ImportError: libcudart.so.13" in checked.stdout
+
+
+def test_argument_that_nobody_takes_is_refused_with_what_to_do():
+    refused = run_trainer_command("bash")
+    assert refused.returncode == 64
+    assert "Unknown arguments 'bash'" in refused.stderr
+    assert "--entrypoint bash" in refused.stderr
