@@ -12,7 +12,6 @@ from trainer.consensus import Consensus, StopSignal
 from trainer.progress import ProgressWriter
 from trainer.rank import RankChannel
 
-
 _NO_LOSS = 1e-3
 
 
@@ -87,25 +86,21 @@ class FiniteCallback(TrainerCallback):
 
     def __init__(self, loss_limit: float) -> None:
         self._loss_limit = loss_limit
-        self._loss_at_zero: float | None = None
+        self._was_zero = False
 
-    def check_gradient(self, grad_norm: float, step: int, loss_sum: SupportsFloat) -> None:
+    def check_gradient(self, grad_norm: float, step: int, loss: SupportsFloat) -> None:
         """Before the optimizer's step.
 
         A gradient of exactly 0 in two steps running, while the loss is not 0, is a model driven out of its range
         (measured: LoRA at a learning rate of 1e12).
 
-        :param loss_sum: summed over steps; read only when the gradient is 0
+        :param loss: of the last batch; read only when the gradient is 0
         """
         if not math.isfinite(grad_norm):
             raise DivergedError(f"The gradient is {grad_norm} at step {step}: training diverged.")
-        if grad_norm != 0:
-            self._loss_at_zero = None
-            return
-        loss = float(loss_sum)
-        if self._loss_at_zero is not None and loss - self._loss_at_zero > _NO_LOSS:
+        was_zero, self._was_zero = self._was_zero, grad_norm == 0
+        if was_zero and self._was_zero and float(loss) > _NO_LOSS:
             raise DivergedError(f"The gradient is 0 at step {step} while the loss is not: training diverged.")
-        self._loss_at_zero = loss
 
     def on_log(
         self,

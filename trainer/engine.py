@@ -100,10 +100,14 @@ class Engine(SFTTrainer):
             and (self._adapts_head or positions.numel() * vocabulary * _FLOAT32_BYTES <= _MAX_LOGITS_BYTES)
         )
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._last_loss: Tensor = super().training_step(*args, **kwargs)
+        return self._last_loss
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if grad_norm is not None:
-            self._finite.check_gradient(float(grad_norm), self.state.global_step + 1, self._tr_loss)
+            self._finite.check_gradient(float(grad_norm), self.state.global_step + 1, self._last_loss)
         return grad_norm
 
     def use_callbacks(self, *callbacks: TrainerCallback) -> None:
