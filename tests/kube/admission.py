@@ -10,7 +10,7 @@ from kubernetes.client import models
 
 from tests.kube.errors import ApiError, forbidden, invalid
 from tests.kube.quantities import parse_quantity
-from tests.kube.resources import CONFIG_MAPS, PODS, SECRETS, SERVICE_ACCOUNTS, Resource
+from tests.kube.resources import CONFIG_MAPS, NAMESPACES, PODS, SECRETS, SERVICE_ACCOUNTS, Resource
 from tests.kube.store import Store
 
 _DNS_SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
@@ -35,6 +35,8 @@ def admit(
     """`obj` as it will be stored. :raises ApiError: as the API server, with its sentences"""
     metadata = obj.get("metadata") or {}
     name = metadata.get("name") or metadata.get("generateName", "") + "xxxxx"
+    if resource.namespaced:
+        store.get(NAMESPACES, "", namespace)
     _check_identity(resource, namespace, obj)
     if strict and (unknown := list(_unknown_fields(obj, f"V1{resource.kind}", ""))):
         quoted = ", ".join(f'unknown field "{field}"' for field in unknown)
@@ -114,11 +116,8 @@ def _qos_class(spec: dict[str, Any]) -> str:
 
 def _metadata_causes(metadata: dict[str, Any], name: str) -> Iterator[Cause]:
     if len(name) > _MAX_NAME or not _DNS_SUBDOMAIN.match(name):
-        yield (
-            "metadata.name",
-            f'Invalid value: "{name}": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric '
-            "characters, '-' or '.', and must start and end with an alphanumeric character",
-        )
+        why = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.'"
+        yield "metadata.name", f'Invalid value: "{name}": {why}'
     for key, value in (metadata.get("labels") or {}).items():
         if not _LABEL_KEY.match(key):
             yield (

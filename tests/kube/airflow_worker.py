@@ -38,15 +38,16 @@ def main(argv: list[str]) -> int:
 
 
 def _import_once() -> None:
-    """Pay before the fork: the imports, and the routes that the execution API makes at its first request."""
-    import airflow.providers.cncf.kubernetes.operators.pod
-    import airflow.sdk.definitions.dag
+    """Pay before the fork: imports, the ORM's mappers, and the routes the execution API makes at its first request."""
+    import airflow.providers.cncf.kubernetes.operators.pod  # noqa: F401
     import httpx
-    import kubernetes_asyncio.client  # noqa: F401
     from airflow import settings
+    from airflow.models.dagbag import DBDagBag  # noqa: F401
     from airflow.sdk.execution_time.supervisor import in_process_api_server
+    from sqlalchemy.orm import configure_mappers
 
     settings.initialize()
+    configure_mappers()
 
     async def ask() -> None:
         transport = in_process_api_server().atransport

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from aiohttp import web
@@ -16,7 +16,7 @@ from tests.kube.errors import ApiError, not_found
 from tests.kube.faults import CutWatch, Drained, Faults
 from tests.kube.kubelet import Kubelet
 from tests.kube.patches import APPLY_PATCH, apply_patch
-from tests.kube.pod_logs import send_log
+from tests.kube.pod_logs import cut_stream, send_log
 from tests.kube.requests import Call, read_object
 from tests.kube.resources import PODS
 from tests.kube.selectors import Matcher, build_matcher
@@ -36,24 +36,22 @@ class Api:
         """:raises ApiError: for whatever the API refuses"""
         if call.subresource and call.subresource != "status":
             return await self._answer_subresource(request, call)
-        match call.verb:
-            case "get":
-                return _json(self._get(call))
-            case "list":
-                return _json(self._list(call))
-            case "watch":
-                return await self._watch(request, call)
-            case "create" if not call.name:
-                return _json(self._create(call, await read_object(request)), status=201)
-            case "update":
-                return _json(self._update(call, await read_object(request)))
-            case "patch":
-                return self._patch(call, request.content_type, await request.read())
-            case "delete":
-                return _json(self._delete(call, self._get(call), await read_object(request)))
-            case "deletecollection":
-                return _json(self._delete_all(call, await read_object(request)))
-        raise ApiError(405, "the server does not allow this method on the requested resource")
+        if call.verb == "watch":
+            return await self._watch(request, call)
+        if call.verb == "patch":
+            return self._patch(call, request.content_type, await request.read())
+        answers = {
+            "get": self._show,
+            "list": self._list,
+            "create": self._create,
+            "update": self._update,
+            "delete": self._delete,
+            "deletecollection": self._delete_all,
+        }
+        if call.verb not in answers or (call.verb == "create" and call.name):
+            raise ApiError(405, "the server does not allow this method on the requested resource")
+        document = answers[call.verb](call, await read_object(request))
+        return _json(document, status=201 if call.verb == "create" else 200)
 
     async def _answer_subresource(self, request: web.Request, call: Call) -> web.StreamResponse:
         if call.resource is not PODS or call.subresource not in (
@@ -76,11 +74,14 @@ class Api:
     def _get(self, call: Call) -> dict[str, Any]:
         return self.store.get(call.resource, call.namespace, call.name)
 
+    def _show(self, call: Call, _: dict[str, Any]) -> dict[str, Any]:
+        return self._get(call)
+
     def _matching(self, call: Call) -> list[dict[str, Any]]:
         matches = _matcher(call)
         return [obj for obj in self.store.list(call.resource, call.namespace) if matches(obj)]
 
-    def _list(self, call: Call) -> dict[str, Any]:
+    def _list(self, call: Call, _: dict[str, Any]) -> dict[str, Any]:
         items = self._matching(call)
         start, limit = int(call.query.get("continue") or 0), call.number("limit") or len(items) or 1
         metadata: dict[str, Any] = {"resourceVersion": str(self.store.version)}
@@ -141,7 +142,10 @@ class Api:
         check_update(call.resource, old, new)
         return self.store.update(call.resource, new)
 
-    def _delete(self, call: Call, obj: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    def _delete(self, call: Call, options: dict[str, Any]) -> dict[str, Any]:
+        return self._delete_one(call, self._get(call), options)
+
+    def _delete_one(self, call: Call, obj: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         check_preconditions(call.resource, obj, options.get("preconditions") or {})
         propagation = options.get("propagationPolicy") or call.query.get("propagationPolicy") or "Background"
         uid = obj["metadata"]["uid"]
@@ -154,9 +158,9 @@ class Api:
         return self.store.find(call.resource, call.namespace, obj["metadata"]["name"]) or _success(call, uid)
 
     def _delete_all(self, call: Call, options: dict[str, Any]) -> dict[str, Any]:
-        listed = self._list(call)
+        listed = self._list(call, {})
         for obj in self._matching(call):
-            self._delete(call, obj, options)
+            self._delete_one(call, obj, options)
         return listed
 
     async def _watch(self, request: web.Request, call: Call) -> web.StreamResponse:
@@ -167,36 +171,32 @@ class Api:
         sent = 0
         async for event in self._events(call, matches):
             if budget and sent >= budget.after_events:
-                request.transport.abort()  # type: ignore[union-attr]
-                return response
+                return cut_stream(request, response, budget)
             await response.write(json.dumps(event).encode() + b"\n")
             sent += event["type"] != "BOOKMARK"
         return response
 
-    async def _events(self, call: Call, matches: Matcher) -> Any:
+    async def _events(self, call: Call, matches: Matcher) -> AsyncIterator[dict[str, Any]]:
         """Watch events from the resourceVersion that was asked for, until the watch's time is over."""
-        deadline = time.monotonic() + (call.number("timeoutSeconds") or _MAX_WATCH_S)
         version = int(call.query.get("resourceVersion") or 0)
         if version and version < self.store.oldest_watchable:
             message = f"too old resource version: {version} ({self.store.oldest_watchable})"
             yield {"type": "ERROR", "object": ApiError(410, message).as_status()}
             return
-        position = len(self.store.history)
-        if version:
-            position = next((i for i, c in enumerate(self.store.history) if c.version > version), position)
-        else:
-            for obj in self._matching(call):
-                yield {"type": "ADDED", "object": copy.deepcopy(obj)}
+        position = self.store.position_after(version) if version else len(self.store.history)
+        for obj in [] if version else self._matching(call):
+            yield {"type": "ADDED", "object": copy.deepcopy(obj)}
+        deadline = time.monotonic() + (call.number("timeoutSeconds") or _MAX_WATCH_S)
         while (left_s := deadline - time.monotonic()) > 0:
             changes = self.store.history[position:]
             position += len(changes)
             for event in _watch_events(changes, call, matches):
                 yield event
-            if position == len(self.store.history) and not await self._change_within(
+            idle = position == len(self.store.history) and not await self._change_within(
                 min(left_s, _BOOKMARK_S)
-            ):
-                if call.flag("allowWatchBookmarks"):
-                    yield self._bookmark(call)
+            )
+            if idle and call.flag("allowWatchBookmarks"):
+                yield self._bookmark(call)
 
     async def _change_within(self, seconds: float) -> bool:
         try:

@@ -98,26 +98,27 @@ class ClusterApp:
             raise ApiError(403, f'{call.resource.qualified}{named} is forbidden: User "{USER}" {what}')
 
     def _discover(self, path: str) -> web.Response:
-        match [part for part in path.split("/") if part]:
-            case ["version"]:
-                return web.json_response(_VERSION)
-            case ["healthz"] | ["livez"] | ["readyz"]:
-                return web.Response(text="ok")
-            case ["api"]:
-                document = self.registry.core_versions()
-            case ["apis"]:
-                document = self.registry.groups()
-            case ["api", version]:
-                document = self.registry.resources("", version)
-            case ["apis", group]:
-                document = self.registry.group(group)
-            case ["apis", group, version]:
-                document = self.registry.resources(group, version)
-            case _:
-                document = None
+        parts = [part for part in path.split("/") if part]
+        if parts in (["healthz"], ["livez"], ["readyz"]):
+            return web.Response(text="ok")
+        document = _VERSION if parts == ["version"] else self._discovery_document(parts)
         if document is None:  # what no API server serves is answered in plain text
             return web.Response(status=404, text="404 page not found\n")
         return web.json_response(document)
+
+    def _discovery_document(self, parts: list[str]) -> dict[str, Any] | None:
+        match parts:
+            case ["api"]:
+                return self.registry.core_versions()
+            case ["apis"]:
+                return self.registry.groups()
+            case ["api", version]:
+                return self.registry.resources("", version)
+            case ["apis", group]:
+                return self.registry.group(group)
+            case ["apis", group, version]:
+                return self.registry.resources(group, version)
+        return None
 
     async def _show_record(self, request: web.Request) -> web.Response:
         requests = [

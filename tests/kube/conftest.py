@@ -1,5 +1,27 @@
 """The fixtures of tests/kube/fixtures.py, for the tests beside it; other folders import them the same way."""
 
+import pytest
+from kubernetes import client, config
+
 from tests.kube.fixtures import airflow, airflow_database, kube
+from tests.kube.server import KubeServer
 
 __all__ = ["airflow", "airflow_database", "kube"]
+
+
+@pytest.fixture
+def api_client(kube: KubeServer) -> client.ApiClient:
+    """The published client without urllib3's own three retries, which would hide faults."""
+    configuration = client.Configuration()
+    configuration.retries = False
+    return config.new_client_from_config_dict(kube.kubeconfig(), client_configuration=configuration)
+
+
+@pytest.fixture
+def core(api_client: client.ApiClient) -> client.CoreV1Api:
+    return client.CoreV1Api(api_client)
+
+
+@pytest.fixture
+def custom(api_client: client.ApiClient) -> client.CustomObjectsApi:
+    return client.CustomObjectsApi(api_client)

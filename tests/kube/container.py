@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
-import shutil
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.kube.process import ContainerProcess
 from tests.kube.store import now
 
 _MAX_TERMINATION_MESSAGE_BYTES = 4096
 _FALLBACK_LOG_BYTES, _FALLBACK_LOG_LINES = 2048, 80
-_READ_BYTES = 65536
-
-
-class StartError(Exception):
-    """The runtime could not start the process; the kubelet reports exit code 128."""
 
 
 @dataclass
@@ -72,7 +65,7 @@ class Container:
     end_reason: str = ""  # OOMKilled, when the kernel did it
     forced_message: bytes | None = None
     previous_log: ContainerLog | None = None
-    _process: asyncio.subprocess.Process | None = None
+    process: ContainerProcess | None = None
     _runtime_id: str = ""
 
     @property
@@ -83,10 +76,6 @@ class Container:
     def exit_code(self) -> int | None:
         terminated = self.state.get("terminated")
         return terminated["exitCode"] if terminated else None
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
 
     def wait_for(self, reason: str, message: str = "") -> None:
         self.state = {"waiting": {"reason": reason} | ({"message": message} if message else {})}
@@ -105,39 +94,13 @@ class Container:
             "lastState": self.last_state,
         }
 
-    async def start(self, argv: Sequence[str], env: dict[str, str], cwd: Path) -> None:
+    def start(self, argv: Sequence[str], env: dict[str, str], cwd: Path) -> None:
         """Start the process. :raises StartError: when it cannot be, with the runtime's text"""
-        program = shutil.which(argv[0], path=env.get("PATH"))
-        if program is None:
-            raise StartError(f'exec: "{argv[0]}": executable file not found in $PATH')
         self.termination_file.write_bytes(b"")
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *_die_with_parent(),
-                program,
-                *argv[1:],
-                env=env,
-                cwd=cwd,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise StartError(f"exec {argv[0]}: {(error.strerror or str(error)).lower()}") from error
+        self.process = ContainerProcess.start(argv, env, cwd, self._write_line)
         self._runtime_id = f"containerd://{secrets.token_hex(32)}"
         self.started_monotonic = time.monotonic()
         self.state = {"running": {"startedAt": now()}}
-
-    async def wait(self) -> int:
-        """Return the exit code as a shell counts it (128 + signal) when the process and its log have ended."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        reader = asyncio.create_task(self._read_log(self._process.stdout))
-        code = await self._process.wait()
-        self._signal_group(signal.SIGKILL)  # a container ends with its first process
-        await reader
-        return code if code >= 0 else 128 - code
 
     def terminate(self, exit_code: int, *, reason: str = "", message: str | None = None) -> None:
         """Record the end. The state is for the kubelet to publish; the log stays open until then."""
@@ -152,32 +115,11 @@ class Container:
         } | ({"containerID": self._runtime_id} if self._runtime_id else {})
         self.state = {"terminated": ended | ({"message": text} if text else {})}
 
-    def send_signal(self, number: int) -> None:
-        """To the first process, as the runtime does; SIGKILL takes all of the container."""
-        if number == signal.SIGKILL:
-            self._signal_group(number)
-        elif self._process and self._process.returncode is None:
-            self._process.send_signal(number)
-
     def restart(self) -> None:
         self.last_state, self.restart_count = self.state, self.restart_count + 1
         self.previous_log = self.log
-        self.log, self._process, self.started_monotonic = ContainerLog(), None, None
+        self.log, self.process, self.started_monotonic = ContainerLog(), None, None
         self.end_reason, self.forced_message = "", None
-
-    def _signal_group(self, number: int) -> None:
-        if self._process:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-
-    async def _read_log(self, stream: asyncio.StreamReader) -> None:
-        rest = b""
-        while chunk := await stream.read(_READ_BYTES):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._write_line(line + b"\n")
-        if rest:
-            self._write_line(rest)
 
     def _write_line(self, line: bytes) -> None:
         self.log.append(line)
@@ -193,9 +135,3 @@ class Container:
         if not data and exit_code != 0 and fall_back:
             data = self.log.tail()
         return (data or b"")[-_MAX_TERMINATION_MESSAGE_BYTES:].decode(errors="replace")
-
-
-def _die_with_parent() -> list[str]:
-    """A prefix that kills the process when this one is killed, so that an aborted test leaves nothing running."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []

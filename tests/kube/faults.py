@@ -13,6 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+NO_GPU_MESSAGE = (
+    "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available: "
+    "1 No preemption victims found for incoming pod."
+)
+
 
 @dataclass(kw_only=True)
 class Fault:
@@ -58,15 +63,22 @@ class SlowResponse(RequestFault):
 
 
 @dataclass(kw_only=True)
-class CutWatch(RequestFault):
-    """Close a watch without a word after this many events."""
+class CutStream(RequestFault):
+    """:param abrupt: the connection breaks; otherwise the stream ends as if it were complete"""
+
+    abrupt: bool = True
+
+
+@dataclass(kw_only=True)
+class CutWatch(CutStream):
+    """End a watch after this many events."""
 
     after_events: int = 1
 
 
 @dataclass(kw_only=True)
-class CutLog(RequestFault):
-    """Close a log stream in the middle after this many lines."""
+class CutLog(CutStream):
+    """End a log stream after this many lines, although the container goes on."""
 
     after_lines: int = 1
 
@@ -98,10 +110,7 @@ class Unschedulable(PodFault):
     """No node takes the pod for `for_s` seconds; the scheduler says `messages`, one after the other."""
 
     for_s: float = math.inf
-    messages: tuple[str, ...] = (
-        "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available: "
-        "1 No preemption victims found for incoming pod.",
-    )
+    messages: tuple[str, ...] = (NO_GPU_MESSAGE,)
 
 
 @dataclass(kw_only=True)

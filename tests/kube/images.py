@@ -63,7 +63,7 @@ async def _wait_for_ever(worker: PodWorker, container: Container, reason: str, m
 async def _fail_pull(worker: PodWorker, container: Container, status: int) -> None:
     """One round of ErrImagePull and ImagePullBackOff, each shown for half of the kubelet's retry time."""
     image = str(container.spec["image"])
-    name = image if "/" in image.split(":")[0] else f"docker.io/library/{image}"
+    name = image if "/" in image else f"docker.io/library/{image}"
     refusal = _REFUSALS[status].format(ref=f'"{name}"', name=name)
     about = {"container": container.name}
     worker.event("Pulling", f'Pulling image "{image}"', **about)

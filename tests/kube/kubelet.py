@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import signal
 from collections.abc import Coroutine
@@ -15,6 +14,7 @@ from tests.kube.disruptions import strike
 from tests.kube.events import record_event
 from tests.kube.faults import Disruption, Faults
 from tests.kube.pod_worker import TERMINAL, PodWorker
+from tests.kube.process import ContainerProcess
 from tests.kube.resources import NODES, PODS, Resource
 from tests.kube.scheduling import NODE
 from tests.kube.store import Store, now
@@ -60,6 +60,7 @@ class Kubelet:
     created: list[dict[str, Any]] = field(default_factory=list)  # every pod as it was first stored
     workers: dict[str, PodWorker] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _processes: list[ContainerProcess] = field(default_factory=list)
 
     def add_node(self) -> None:
         conditions = [
@@ -168,15 +169,19 @@ class Kubelet:
         return found[0] if found else None
 
     def record_start(self, worker: PodWorker, container: Container, argv: list[str]) -> None:
-        start = Start(worker.name, worker.namespace, worker.uid, container.name, argv, container.pid or 0)
-        self.starts.append(start)
+        assert container.process
+        pid = container.process.pid
+        self.starts.append(Start(worker.name, worker.namespace, worker.uid, container.name, argv, pid))
+        self._processes.append(container.process)
 
     async def shut_down(self) -> None:
-        """Kill whatever still runs."""
+        """Kill whatever still runs, and wait for its end."""
         tasks = list(self._tasks.values())
         for worker in self.workers.values():
             self.silence(worker)
         for task in tasks:
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for process in self._processes:
+            process.kill()
+        await asyncio.gather(*(process.wait() for process in self._processes))

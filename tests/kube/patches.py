@@ -42,7 +42,7 @@ def apply_patch(resource: Resource, obj: dict[str, Any], content_type: str, body
             return _merge(patched, patch, strategic=False)  # type: ignore[no-any-return]
         case "application/strategic-merge-patch+json" if not resource.custom:
             return _merge(patched, patch, strategic=True)  # type: ignore[no-any-return]
-    supported = ", ".join([JSON_PATCH, MERGE_PATCH, APPLY_PATCH])
+    supported = f"{JSON_PATCH}, {MERGE_PATCH}, {APPLY_PATCH}"
     message = f"the body of the request was in an unknown format - accepted media types include: {supported}"
     raise ApiError(415, message)
 
@@ -107,7 +107,7 @@ def _operate(parent: Any, last: str, operation: dict[str, Any]) -> None:
         case "add":
             parent[index] = operation["value"]
         case "replace":
-            parent[index]  # noqa: B018 - replacing what is absent is an error
+            parent[index]
             parent[index] = operation["value"]
         case "remove":
             del parent[index]

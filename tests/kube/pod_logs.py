@@ -11,7 +11,7 @@ from aiohttp import web
 
 from tests.kube.container import Container, ContainerLog
 from tests.kube.errors import ApiError
-from tests.kube.faults import CutLog, Faults
+from tests.kube.faults import CutLog, CutStream, Faults
 from tests.kube.kubelet import Kubelet
 from tests.kube.requests import Call
 
@@ -35,8 +35,7 @@ async def send_log(
         position += len(written)
         for line in _render(written, timestamps=call.flag("timestamps")):
             if cut and sent >= cut.after_lines:
-                request.transport.abort()  # type: ignore[union-attr]
-                return response
+                return cut_stream(request, response, cut)
             await response.write(line)
             sent += 1
         if position < len(log.lines):
@@ -44,6 +43,12 @@ async def send_log(
         if log.closed or not call.flag("follow"):
             return response
         await log.changed()
+
+
+def cut_stream(request: web.Request, response: web.StreamResponse, fault: CutStream) -> web.StreamResponse:
+    if fault.abrupt and request.transport:
+        request.transport.abort()
+    return response
 
 
 def _choose(call: Call, kubelet: Kubelet, pod: dict[str, Any]) -> Container:

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.kube.container import Container, StartError
+from tests.kube.container import Container
 from tests.kube.events import record_event
 from tests.kube.faults import ContainerConfigError, StatusLag, TerminationMessage
 from tests.kube.images import await_image
 from tests.kube.podspec import NODE_IP, POD_IP, ConfigError, build_argv, build_env
+from tests.kube.process import ContainerProcess, StartError
 from tests.kube.resources import PODS
 from tests.kube.scheduling import await_node
 from tests.kube.store import now
@@ -97,8 +98,8 @@ class PodWorker:
 
     def signal_containers(self, number: int) -> None:
         for container in self.all_containers:
-            if "running" in container.state:
-                container.send_signal(number)
+            if container.process and "running" in container.state:
+                container.process.send_signal(number)
 
     def stop(self, grace_s: float) -> None:
         """SIGTERM now, SIGKILL when `grace_s` has passed. Another call may shorten the time, not lengthen it."""
@@ -185,8 +186,8 @@ class PodWorker:
 
     async def _run_once(self, container: Container) -> bool:
         """Run a container to its end. True when the pod's restartPolicy wants it again."""
-        if await self._start(container):
-            exit_code = await container.wait()
+        if process := await self._start(container):
+            exit_code = await process.wait()
             fault = self.kubelet.faults.take(TerminationMessage, lambda f: f.concerns(self.name))
             container.forced_message = fault.data if fault else None
             await self._lag(container)
@@ -208,19 +209,17 @@ class PodWorker:
             container.log.close()
             await asyncio.sleep(lag.seconds)
 
-    async def _start(self, container: Container) -> bool:
+    async def _start(self, container: Container) -> ContainerProcess | None:
         await await_image(self, container)
         env = await self._await_env(container)
         try:
             self.kubelet.disk.mount(container.spec, self.volume_dirs, self.pod["spec"].get("volumes") or [])
             argv = build_argv(container.spec, self.kubelet.images[container.spec["image"]], env)
-            if not argv:
-                raise StartError("no command specified")
             cwd = Path(container.spec.get("workingDir") or self.kubelet.disk.pod_dir(self.pod))
-            await container.start(argv, env, cwd)
+            container.start(argv, env, cwd)
         except (StartError, OSError) as error:
             self._refuse_start(container, str(error))
-            return False
+            return None
         self.kubelet.record_start(self, container, argv)
         self.event("Created", f"Created container: {container.name}", container=container.name)
         self.event("Started", f"Started container {container.name}", container=container.name)
@@ -229,7 +228,7 @@ class PodWorker:
             self.set_condition("Ready", value=True)
             self.set_condition("ContainersReady", value=True)
         self.publish()
-        return True
+        return container.process
 
     def _refuse_start(self, container: Container, why: str) -> None:
         message = (
@@ -239,20 +238,26 @@ class PodWorker:
         self.event("Failed", f"Error: {message}", container=container.name)
 
     async def _await_env(self, container: Container) -> dict[str, str]:
-        fault = self.kubelet.faults.take(ContainerConfigError, lambda f: f.concerns(self.name))
-        until = time.monotonic() + (fault.for_s if fault else 0)
+        await self._sit_out_config_fault(container)
         while True:
             try:
-                if fault and time.monotonic() < until:
-                    raise ConfigError(fault.message)
                 env = build_env(self.store, self.pod, container.spec, self.kubelet.base_env)
             except ConfigError as error:
-                container.wait_for("CreateContainerConfigError", str(error))
-                self.publish()
-                self.event("Failed", f"Error: {error}", container=container.name)
-                await asyncio.sleep(self.kubelet.sync_s)
+                await self._wait_for_config(container, str(error))
             else:
                 return env | {"TERMINATION_LOG_FILE": str(container.termination_file)}
+
+    async def _sit_out_config_fault(self, container: Container) -> None:
+        fault = self.kubelet.faults.take(ContainerConfigError, lambda f: f.concerns(self.name))
+        began = time.monotonic()
+        while fault and time.monotonic() - began < fault.for_s:
+            await self._wait_for_config(container, fault.message)
+
+    async def _wait_for_config(self, container: Container, why: str) -> None:
+        container.wait_for("CreateContainerConfigError", why)
+        self.publish()
+        self.event("Failed", f"Error: {why}", container=container.name)
+        await asyncio.sleep(self.kubelet.sync_s)
 
     def _conclude(self) -> None:
         self._settle_phase()

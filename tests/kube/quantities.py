@@ -19,6 +19,6 @@ def parse_quantity(text: str | float) -> Decimal:
             "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
         )
     number, suffix = match.groups(default="")
-    if suffix[:1] in ("e", "E") and suffix != "E" and suffix != "Ei":
+    if suffix[:1] in ("e", "E") and suffix not in ("E", "Ei"):
         return Decimal(number + suffix)
     return Decimal(number) * _FACTORS[suffix]

@@ -36,7 +36,7 @@ from tests.kube.resources import (
     Registry,
     Resource,
 )
-from tests.kube.store import Store
+from tests.kube.store import Store, select_changes
 from tests.kube.volumes import Disk
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class KubeServer:
         self._base_env = dict(base_env or {})
         self._namespaces = list(namespaces)
         self._tokens = {"token-1"}
-        self._token = "token-1"  # noqa: S105 - of this server alone
+        self._token = "token-1"
         self._kubeconfigs: list[Path] = []
         self._wanted_port = port
         self._ready = threading.Event()
@@ -179,6 +179,24 @@ class KubeServer:
     def pod(self, name: str, namespace: str = "default") -> dict[str, Any] | None:
         return self._call(lambda: copy.deepcopy(self._store.find(PODS, namespace, name)))
 
+    def pod_history(self, name: str, namespace: str = "default") -> list[dict[str, Any]]:
+        """Every state the API ever showed of pods of this name, the last one before deletion included."""
+
+        def collect() -> list[dict[str, Any]]:
+            changes = select_changes(self._store.history, PODS, namespace)
+            return [copy.deepcopy(change.obj) for change in changes if change.obj["metadata"]["name"] == name]
+
+        return self._call(collect)
+
+    def wait_until_gone(self, name: str, timeout_s: float = 15) -> list[dict[str, Any]]:
+        """Its history, when the pod no longer exists. :raises TimeoutError: when it does"""
+        end = time.monotonic() + timeout_s
+        while (pod := self.pod(name)) is not None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"Pod {name!r} is still there after {timeout_s} s: {pod}")
+            time.sleep(0.02)
+        return self.pod_history(name)
+
     def wait_for_pod(
         self, until: Callable[[dict[str, Any]], bool], *, name: str = "", timeout_s: float = 15
     ) -> dict[str, Any]:
@@ -192,6 +210,21 @@ class KubeServer:
         raise TimeoutError(
             f"No pod {name!r} came to be as expected within {timeout_s} s. Pods: {self.pods()}"
         )
+
+    def wait_for_start(self, num_starts: int = 1, timeout_s: float = 15) -> Start:
+        """The process that was started as the `num_starts`-th. :raises TimeoutError: when there are fewer"""
+        end = time.monotonic() + timeout_s
+        while len(self.starts) < num_starts:
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f"{len(self.starts)} processes were started within {timeout_s} s, not {num_starts}."
+                )
+            time.sleep(0.02)
+        return self.starts[num_starts - 1]
+
+    def add_image(self, name: str, entrypoint: Sequence[str]) -> None:
+        """Let an image be pulled; `entrypoint` runs where a container brings no command."""
+        self._images[name] = list(entrypoint)
 
     def add_claim(self, name: str, directory: Path | None = None, namespace: str = "default") -> None:
         """A PersistentVolumeClaim with `directory` behind it."""

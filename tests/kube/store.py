@@ -49,6 +49,11 @@ class Store:
         """Return when the next change is made."""
         await self._changed.wait()
 
+    def position_after(self, version: int) -> int:
+        """Where in the history the changes after `version` begin."""
+        newer = (index for index, change in enumerate(self.history) if change.version > version)
+        return next(newer, len(self.history))
+
     def list(self, resource: Resource, namespace: str = "") -> list[dict[str, Any]]:
         rows = sorted((key[1:], obj) for key, obj in self._objects.items() if key[0] == resource)
         return [obj for (where, _), obj in rows if namespace in ("", where)]
@@ -185,8 +190,9 @@ class Store:
 
     def _orphan(self, owner: dict[str, Any]) -> None:
         for resource, obj in self._dependents(owner):
-            kept = [r for r in obj["metadata"]["ownerReferences"] if r["uid"] != owner["metadata"]["uid"]]
-            self.update(resource, obj | {"metadata": obj["metadata"] | {"ownerReferences": kept}})
+            metadata = dict(obj["metadata"])
+            kept = [r for r in metadata.pop("ownerReferences") if r["uid"] != owner["metadata"]["uid"]]
+            self.update(resource, obj | {"metadata": metadata | ({"ownerReferences": kept} if kept else {})})
 
 
 def check_preconditions(resource: Resource, current: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.kube.container import StartError
 from tests.kube.podspec import Spec, field_value, read_data
+from tests.kube.process import StartError
 from tests.kube.resources import CLAIMS, CONFIG_MAPS, SECRETS, Resource
 from tests.kube.store import Store
 
