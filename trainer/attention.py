@@ -7,8 +7,8 @@ start: transformers' sdpa would build a dense mask, tokens by tokens, and comput
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,15 +20,19 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 from airflow_provider_sft.contract.settings import Settings
 
 DOCUMENT_CAUSAL = "document_causal"
-# Causal LMs whose packed forward equals the padded one: tests/trainer/test_attention.py builds each and compares.
-# Left out: state space and linear attention (documents leak), ALiBi (positions come from the mask), encoders.
-PADDING_FREE_MODEL_TYPES = frozenset(
-    ["llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma"]
-)
-# Documents of like lengths are attended to in one padded call, while padding costs less than so much of the work.
-_PADDED_WORK = 2.0
+# Causal LMs whose forward without padding equals the padded one: tests/trainer/test_attention.py builds and compares.
+# Left out: state space and linear attention (documents leak), ALiBi (positions come from the mask), soft-capped scores
+# and attention sinks (sdpa has neither), encoders.
+_EXACT_MODEL_TYPES = """
+apertus arcee bitnet cohere cohere2 cwm ernie4_5 ernie4_5_moe exaone4 flex_olmo gemma gemma3_text glm glm4 glm4_moe
+gpt2 gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe jais2 jetmoe llama
+minimax_m2 ministral ministral3 mistral mixtral nanochat nemotron olmo olmo2 olmo3 olmoe persimmon phi phi3 phimoe
+qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open stablelm starcoder2 deepseek_v2 deepseek_v3 dots1
+"""
+PADDING_FREE_MODEL_TYPES = frozenset(_EXACT_MODEL_TYPES.split())
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
 _VARLEN_MAX_HEAD_DIM = 256
+_DEFAULT_MAX_LENGTH = 4096
 
 
 def choose_attention(settings: Settings) -> str | None:
@@ -46,34 +50,49 @@ def choose_attention(settings: Settings) -> str | None:
 def explain_padding(settings: Settings) -> str | None:
     """Why this run's batches must be padded, or None when they need not be."""
     values = settings.values
-    if values.get("padding_free") is False:
+    asked_for = bool(values.get("padding_free") or values.get("packing"))
+    if values.get("padding_free") is False and not asked_for:
         return "padding_free is off"
     if values.get("peft_method") == "pt":
         return "prompt tuning puts its virtual tokens before each row"
-    asked = values.get("attn_implementation")
-    if asked == "eager" and not values.get("padding_free") and not values.get("packing"):
-        return "eager attention computes every pair of tokens"
-    config = AutoConfig.from_pretrained(
-        values["model_name_or_path"],
-        trust_remote_code=bool(values.get("trust_remote_code")),
-        revision=values.get("revision") or "main",
-    )
+    if values.get("attn_implementation") == "eager" and not asked_for:
+        return "eager attention computes every pair of tokens of a batch"
+    config = _read_model_config(values)
     if not supports_padding_free(config):
         return f"a {config.model_type} model is not known to keep the documents of one row apart"
+    window = _attention_window(config)
+    if window is not None and window < (values.get("max_length") or _DEFAULT_MAX_LENGTH) and not asked_for:
+        return (
+            f"its layers attend over {window:,} tokens, which needs a mask of every pair of tokens of a batch"
+        )
     return None
 
 
 def supports_padding_free(model_config: Any) -> bool:
     """Whether a model of this kind keeps documents apart that share a row, told by their `position_ids`."""
     config = model_config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    uses_window = window is not None and getattr(config, "use_sliding_window", True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
-        config.model_type in PADDING_FREE_MODEL_TYPES
-        and kinds <= {"full_attention"}
-        and not uses_window
-        and not hasattr(model_config, "auto_map")
+        model_config.model_type in PADDING_FREE_MODEL_TYPES
+        and kinds <= {"full_attention", "sliding_attention"}
+        and not getattr(model_config, "auto_map", None)
+    )
+
+
+def _attention_window(model_config: Any) -> int | None:
+    """Tokens that a layer looks back over, where that is limited."""
+    config = model_config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    unlimited = "sliding_attention" not in kinds if kinds else not getattr(config, "use_sliding_window", True)
+    return None if unlimited else getattr(config, "sliding_window", None)
+
+
+def _read_model_config(values: Mapping[str, Any]) -> Any:
+    return AutoConfig.from_pretrained(
+        values["model_name_or_path"],
+        trust_remote_code=bool(values.get("trust_remote_code")),
+        revision=values.get("revision") or "main",
+        cache_dir=values.get("cache_dir"),
     )
 
 
@@ -136,12 +155,7 @@ def document_attention(
     if _varlen_fits(query, value, dropout):
         return _attend_varlen(query, key, value, attention_mask, scaling, kwargs.get("max_length_q")), None
     lengths = attention_mask.diff().tolist()
-    attend = (
-        _attend_padded
-        if len(lengths) * max(lengths) ** 2 <= _PADDED_WORK * sum(n * n for n in lengths)
-        else _attend_each
-    )
-    return attend(query, key, value, lengths, dropout, scaling), None
+    return _attend_each(query, key, value, lengths, dropout, scaling), None
 
 
 def _find_boundaries(mask_function: Callable[..., Any], length: int, device: Any) -> Tensor | None:
@@ -170,40 +184,21 @@ def _find_boundaries(mask_function: Callable[..., Any], length: int, device: Any
 def _attend_each(
     query: Tensor, key: Tensor, value: Tensor, lengths: list[int], dropout: float, scaling: float | None
 ) -> Tensor:
-    documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    outputs = [_attend(*document, dropout, scaling) for document in documents]
-    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
-
-
-def _attend_padded(
-    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], dropout: float, scaling: float | None
-) -> Tensor:
-    """All documents as a batch. Padding on the right is never attended to: the attention is causal."""
-    longest = max(lengths)
-    slots = torch.cat([torch.arange(n) + longest * document for document, n in enumerate(lengths)]).to(
-        query.device
-    )
-
-    def spread(states: Tensor) -> Tensor:
-        heads, dim = states.shape[1], states.shape[3]
-        room = states.new_zeros(len(lengths) * longest, heads, dim)
-        flat = room.index_copy(0, slots, states[0].transpose(0, 1))
-        return flat.view(len(lengths), longest, heads, dim).transpose(1, 2)
-
-    output = _attend(spread(query), spread(key), spread(value), dropout, scaling).transpose(1, 2)
-    return output.reshape(len(lengths) * longest, *output.shape[2:]).index_select(0, slots)[None]
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
-    return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        dropout_p=dropout,
-        scale=scaling,
-        is_causal=True,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    grouped = query.shape[1] != key.shape[1]
+    documents = zip(*(torch.split(states, lengths, dim=2) for states in (query, key, value)), strict=True)
+    outputs = [
+        scaled_dot_product_attention(
+            own_query,
+            own_key,
+            own_value,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=True,
+            enable_gqa=grouped,
+        ).transpose(1, 2)
+        for own_query, own_key, own_value in documents
+    ]
+    return torch.cat(outputs, dim=1)
 
 
 def _varlen_fits(query: Tensor, value: Tensor, dropout: float) -> bool:
@@ -222,12 +217,20 @@ def _attend_varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     longest = longest or int(boundaries.diff().max())
-    flat = [states[0].transpose(0, 1) for states in (query, key, value)]
+    own_query, own_key, own_value = (states[0].transpose(0, 1) for states in (query, key, value))
     output = varlen_attn(
-        *flat, boundaries, boundaries, longest, longest,
-        scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
-    return output[None]
+        own_query,
+        own_key,
+        own_value,
+        boundaries,
+        boundaries,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return cast("Tensor", output)[None]
 
 
 def _flash_attention_works(settings: Settings) -> bool:

@@ -21,18 +21,25 @@ Example = tuple[str, list[Span] | None]
 
 
 class RowFormat(Protocol):
-    """How rows become texts.
+    """How rows become texts."""
 
-    :ivar description: for the log
-    :ivar special_tokens: whether the tokenizer adds its own (BOS) around the text
-    :ivar unlabelled: why a row of this format may have nothing to train
-    """
+    @property
+    def description(self) -> str:
+        """For the log."""
 
-    description: str
-    special_tokens: bool
-    unlabelled: str
+    @property
+    def special_tokens(self) -> bool:
+        """Whether the tokenizer adds its own (BOS) around the text."""
 
-    def render(self, chunk: RowChunk) -> list[Example]: ...
+    @property
+    def unlabelled(self) -> str:
+        """Why a row of this format may have nothing to train."""
+
+    def render(self, chunk: RowChunk) -> list[Example]:
+        """A text a row, and what of it is trained.
+
+        :raises DataError: a row is not of this format
+        """
 
 
 @dataclass(frozen=True)
