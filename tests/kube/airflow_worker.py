@@ -11,17 +11,21 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+_SCHEDULER_S = 0.1  # between two looks for what can be scheduled
+
 
 def main(argv: list[str]) -> int:
-    """Serve until the parent closes this process's stdin."""
+    """Serve until the parent closes this process's stdin, be it by dying."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(argv[0])
     _import_once()
@@ -29,12 +33,13 @@ def main(argv: list[str]) -> int:
     listener.listen()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    while True:
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
             os._exit(_serve(connection))
         connection.close()
+    return 0
 
 
 def _import_once() -> None:
@@ -68,7 +73,7 @@ def _serve(connection: socket.socket) -> int:
         channel.flush()
         _redirect_output(Path(request["log"]))
         try:
-            _use_database(request["database"], request["env"])
+            _configure(request)
             outcome = _ACTIONS[request["action"]](request)
         except BaseException:  # noqa: BLE001 - whatever it was, the test shall read it
             outcome = {"error": traceback.format_exc()}
@@ -82,10 +87,14 @@ def _redirect_output(log: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _use_database(path: str, env: dict[str, str]) -> None:
+def _configure(request: dict[str, Any]) -> None:
     from airflow import settings
 
-    os.environ.update(env, AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{path}")
+    settings_of_run = {
+        "AIRFLOW__CORE__DAGS_FOLDER": str(Path(request["dag_file"]).parent),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{request['database']}",
+    }
+    os.environ.update(settings_of_run | request["env"])
     settings.configure_vars()
     settings.configure_orm()
 
@@ -99,7 +108,11 @@ def _test_dag(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resume_run(request: dict[str, Any]) -> dict[str, Any]:
-    """What a scheduler does when the worker has died: the tasks that were under way are tried again."""
+    """What Airflow does when the process of a run has died.
+
+    A deferred task belongs to no worker: the restarted triggerer takes its trigger up again, and the try goes on.
+    Any other unfinished task is tried once more.
+    """
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
@@ -108,19 +121,49 @@ def _resume_run(request: dict[str, Any]) -> dict[str, Any]:
     dag = _load_dag(Path(request["dag_file"]), request["dag_id"])
     with create_session() as session:
         run = session.scalars(select(DagRun).where(DagRun.dag_id == dag.dag_id)).one()
-        run.state = "running"
-        for ti in session.scalars(select(TaskInstance).where(TaskInstance.run_id == run.run_id)):
-            if ti.state not in ("success", "skipped"):
+        tis = session.scalars(select(TaskInstance).where(TaskInstance.run_id == run.run_id)).all()
+        unfinished = [ti for ti in tis if ti.state not in ("success", "skipped")]
+        run.state, run_id = "running", run.run_id
+        for ti in unfinished:
+            if not ti.next_method:
                 ti.state, ti.max_tries = None, max(ti.max_tries, ti.try_number)
-        run_id = run.run_id
+    for ti in unfinished:
+        if ti.next_method:
+            _restart_trigger(ti)
+            _run_task_instance(ti, dag)
     _run_to_the_end(dag, run_id)
     return _describe_run(dag.dag_id, run_id)
+
+
+def _restart_trigger(ti: Any) -> None:
+    """Run the trigger that the database holds to its event, and let the task be taken up with it."""
+    from airflow.models.trigger import Trigger
+    from airflow.sdk._shared.module_loading import import_string
+    from airflow.sdk.api.datamodels._generated import TaskInstance
+    from airflow.sdk.definitions.dag import _run_inline_trigger
+    from airflow.sdk.serde import serialize
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        row = session.get(Trigger, ti.trigger_id)
+        trigger = import_string(row.classpath)(**row.kwargs)
+    fields = ("id", "task_id", "dag_id", "run_id", "try_number", "map_index", "dag_version_id")
+    event = _run_inline_trigger(trigger, TaskInstance(**{name: getattr(ti, name) for name in fields}))
+    with create_session() as session:
+        ti.next_kwargs, ti.state = {"event": serialize(event.payload)}, "scheduled"
+        session.merge(ti)
+
+
+def _run_task_instance(ti: Any, dag: Any) -> None:
+    from airflow.sdk.definitions.dag import _run_task
+
+    with contextlib.suppress(Exception):  # the state tells
+        _run_task(ti=ti, task=dag.task_dict[ti.task_id], run_triggerer=True)
 
 
 def _run_to_the_end(dag: Any, run_id: str) -> None:
     """The loop of `dag.test()`, for a run that exists already."""
     from airflow.models.dagrun import DagRun
-    from airflow.sdk.definitions.dag import _run_task
     from airflow.serialization.serialized_objects import DagSerialization
     from airflow.utils.session import create_session
     from sqlalchemy import select
@@ -136,8 +179,16 @@ def _run_to_the_end(dag: Any, run_id: str) -> None:
                 ti.state = "scheduled"
             session.commit()
             for ti in schedulable:
-                with contextlib.suppress(Exception):  # the state tells
-                    _run_task(ti=ti, task=dag.task_dict[ti.task_id], run_triggerer=True)
+                _run_task_instance(ti, dag)
+            if not schedulable:
+                time.sleep(_SCHEDULER_S)
+
+
+def _run_python(request: dict[str, Any]) -> dict[str, Any]:
+    """Execute Python in the Airflow process and return what it leaves in `result`."""
+    namespace: dict[str, Any] = {}
+    exec(request["source"], namespace)
+    return {"result": namespace.get("result")}
 
 
 def _inspect(request: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +240,7 @@ def _describe_run(dag_id: str, run_id: str) -> dict[str, Any]:
         return {"dag_id": dag_id, "run_id": run_id, "state": run.state, "tasks": tasks}
 
 
-_ACTIONS = {"test": _test_dag, "resume": _resume_run, "inspect": _inspect}
+_ACTIONS = {"test": _test_dag, "resume": _resume_run, "inspect": _inspect, "python": _run_python}
 
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))

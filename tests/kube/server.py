@@ -263,7 +263,9 @@ class KubeServer:
         self._store.on_delete = self._kubelet.collect
         self._furnish()
         self._app = ClusterApp(self._store, self._kubelet, self._faults, self._tokens)
-        runner = web.AppRunner(self._app.build(), handler_cancellation=True, shutdown_timeout=0.1)
+        runner = web.AppRunner(
+            self._app.build(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self._wanted_port)
         await site.start()
