@@ -27,6 +27,7 @@ from trainer.outcome import failed_result, succeeded_result
 from trainer.rank import ParentChannel, RankOutcome, RunOrder
 from trainer.run_dir import RunDir, RunIdentity, identify_run
 from trainer.supervise import StopRequest, Supervisor
+from trainer.tracker_settings import tracker_environment
 
 log = logging.getLogger("trainer")
 
@@ -180,6 +181,7 @@ def _supervise(
     stop: StopRequest,
 ) -> RankOutcome:
     env = rank_environment(launch, environ, channel.scratch_dir)
+    env |= tracker_environment(settings, environ, Path(settings.values["output_dir"]))
     hang_timeout_s = float(settings.values["hang_timeout_s"])
     return Supervisor(launch, env, channel, stop, hang_timeout_s).run()
 

@@ -23,10 +23,19 @@ class ProgressWriter:
     """Every logging step of one attempt.
 
     :param resumed_from_step: history beyond it belongs to steps that are trained again, and is dropped
+    :param training_logs_file: the file logger's, in output_dir (`training_logs_filename`)
     """
 
-    def __init__(self, output_dir: Path, *, attempt: int, resumed_from_step: int) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        attempt: int,
+        resumed_from_step: int,
+        training_logs_file: str = TRAINING_LOGS_FILE,
+    ) -> None:
         self._output_dir = output_dir
+        self._training_logs_file = training_logs_file
         self._attempt = attempt
         self._first_step = resumed_from_step
         self._started = time.monotonic()
@@ -50,7 +59,7 @@ class ProgressWriter:
         self._append(HISTORY_FILE, dict(progress))
         for name, key in (("training_loss", "loss"), ("validation_loss", "eval_loss")):
             if key in progress:
-                self._append(TRAINING_LOGS_FILE, _file_logger_entry(name, progress, key))
+                self._append(self._training_logs_file, _file_logger_entry(name, progress, key))
         return progress
 
     def _append(self, name: str, entry: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -77,6 +78,8 @@ class RankChannel:
 
     def notice(self, sentence: str) -> None:
         """For people: in the log and in the result. Rank 0 alone is heard."""
+        if self.rank == 0:
+            logging.getLogger("trainer").warning("%s", sentence)
         with (self._scratch_dir / f"notices-{self.rank}").open("a", encoding="utf-8") as file:
             file.write(json.dumps(sentence) + "\n")
 

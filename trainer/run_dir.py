@@ -35,6 +35,7 @@ _LEFT_BY_A_RUN = (
     "attempts.jsonl",
     "training_logs.jsonl",
     "report.html",
+    "*_tracker.json",
     "added_tokens_info.json",
     "new_embeddings.safetensors",
     "adapter_*",

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers import TrainerCallback
 
 from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError
 from airflow_provider_sft.contract.names import LOG_LEVEL_ENV_VAR
-from airflow_provider_sft.contract.settings import resolve_config
+from airflow_provider_sft.contract.settings import Settings, resolve_config
 from trainer.arguments import build_training_args, effective_distributed
 from trainer.attention import choose_attention
 from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, StopCallback, loss_limit
 from trainer.checkpoints import CheckpointStore, checkpoint_step
 from trainer.consensus import StopSignal, share_from_rank_zero
+from trainer.controller.callback import build_controller
 from trainer.data.prepare import prepare_data
 from trainer.engine import Engine
 from trainer.failures import classify
@@ -31,6 +33,7 @@ from trainer.rank import RankChannel, RankOutcome, RunOrder
 from trainer.run_dir import STATISTICS_FILE
 from trainer.samples import sample_after, sample_before
 from trainer.save import model_kind_of, save_final
+from trainer.trackers import build_trackers
 from trainer.tuning import apply_peft, build_quantization
 
 log = logging.getLogger("trainer")
@@ -73,11 +76,12 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
         finite=finite,
     )
     stopping = StopCallback(stop, engine.consensus)
-    engine.use_callbacks(HeartbeatCallback(channel), finite, stopping)
+    controller = build_controller(
+        settings, engine.consensus, evaluates=data.validation is not None, say=channel.notice
+    )
+    engine.use_callbacks(HeartbeatCallback(channel), finite, *controller, stopping)
     if engine.is_world_process_zero():
-        step = checkpoint_step(Path(resume_from)) if resume_from else 0
-        writer = ProgressWriter(output_dir, attempt=order.attempt, resumed_from_step=step)
-        engine.use_callbacks(ProgressCallback(writer))
+        engine.use_callbacks(*build_reporters(channel, order, settings, resume_from))
 
     stop.install()
     engine.train(resume_from_checkpoint=resume_from)
@@ -99,6 +103,20 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
         "distributed": effective_distributed(engine),
         "world_size": args.world_size,
     }
+
+
+def build_reporters(
+    channel: RankChannel, order: RunOrder, settings: Settings, resume_from: str | None
+) -> list[TrainerCallback]:
+    """Who hears of rank 0's progress: people, the parent, the report and the trackers."""
+    output_dir = Path(order.output_dir)
+    writer = ProgressWriter(
+        output_dir,
+        attempt=order.attempt,
+        resumed_from_step=checkpoint_step(Path(resume_from)) if resume_from else 0,
+        training_logs_file=settings.values["training_logs_filename"],
+    )
+    return [ProgressCallback(writer), *build_trackers(settings, output_dir, say=channel.notice)]
 
 
 def main() -> int:
