@@ -23,38 +23,47 @@ class PaddingFreeCollator:
 
     The attention must not look over a document's start: it is told by `position_ids`, and by `cu_seq_lens_*` for
     kernels that want the boundaries.
+
+    :param multiple: fill the row up to a multiple of so many tokens, with a document of padding
     """
 
+    pad_token_id: int = 0
+    multiple: int = 1
+
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        ids, labels = (_concatenate(examples, column) for column in ("input_ids", "labels"))
         lengths = document_lengths(examples)
+        if padding := -len(ids) % self.multiple:
+            ids = np.concatenate((ids, np.full(padding, self.pad_token_id)))
+            labels = np.concatenate((labels, np.full(padding, NOT_TRAINED)))
+            lengths = np.append(lengths, padding)
         ends = np.cumsum(lengths)
         starts = ends - lengths
-        labels = _concatenate(examples, "labels")
         labels[starts] = NOT_TRAINED
         positions = np.arange(len(labels)) - np.repeat(starts, lengths)
         boundaries = torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32))
+        longest = int(lengths.max())
         return {
-            "input_ids": torch.from_numpy(_concatenate(examples, "input_ids"))[None],
+            "input_ids": torch.from_numpy(ids)[None],
             "labels": torch.from_numpy(labels)[None],
             "position_ids": torch.from_numpy(positions)[None],
             "cu_seq_lens_q": boundaries,
             "cu_seq_lens_k": boundaries,
-            "max_length_q": int(lengths.max()),
-            "max_length_k": int(lengths.max()),
+            "max_length_q": longest,
+            "max_length_k": longest,
         }
 
 
 @dataclass(frozen=True)
 class PaddedCollator:
-    """Rows padded on the right to the longest of the batch."""
+    """Rows padded on the right to the longest of the batch, rounded up to a multiple."""
 
-    pad_token_id: int
-    pad_to_multiple_of: int | None = None
+    pad_token_id: int = 0
+    multiple: int = 1
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         lengths = [len(example["input_ids"]) for example in examples]
-        multiple = self.pad_to_multiple_of or 1
-        width = -(-max(lengths) // multiple) * multiple
+        width = -(-max(lengths) // self.multiple) * self.multiple
         ids = np.full((len(examples), width), self.pad_token_id, dtype=np.int64)
         labels = np.full((len(examples), width), NOT_TRAINED, dtype=np.int64)
         for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):

@@ -6,6 +6,7 @@ turn instead. Nothing here tokenises. Templates are untrusted: they run in trans
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,12 @@ from airflow_provider_sft.contract.errors import ConfigError
 from trainer.data.masking import Span
 
 Message = Mapping[str, Any]
-_PROBE = ("Wq0first", "Wq1answer", "Wq2second", "Wq3reply")
+_GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+# Words that occur in no template and no other text.
+_WORDS = ("Wq0first", "Wq1answer", "Wq2second", "Wq3reply")
+_PROBE = [
+    {"role": role, "content": words} for role, words in zip(("user", "assistant") * 2, _WORDS, strict=True)
+]
 
 
 class TemplateFailedError(Exception):
@@ -28,9 +34,9 @@ class TemplateFailedError(Exception):
 
 @dataclass(frozen=True)
 class _Frame:
-    """What the template writes around an assistant's turn.
+    r"""What the template writes around an assistant's turn.
 
-    :param header: what stands before it, such as `<|im_start|>assistant\\n`
+    :param header: what stands before it, such as `<|im_start|>assistant\n`
     :param stop: what ends it, such as `<|im_end|>`; empty when only the next turn does
     :param follows: what stands between it and the next user's words
     """
@@ -49,15 +55,14 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any) -> None:
         if not tokenizer.chat_template:
             raise ConfigError(
-                "The rows are conversations, and the tokenizer has no chat template. Set 'chat_template', or use a chat model."
+                "The rows are conversations, and the tokenizer has no chat template. Set 'chat_template', or tune a chat "
+                "model."
             )
         self.source: str = tokenizer.get_chat_template()
         self._special_tokens = dict(tokenizer.special_tokens_map)
         self._added_tokens = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
-        self._marked = (
-            self.source if has_generation_markers(self.source) else _known_training_template(tokenizer)
-        )
         self._check()
+        self._marked = self.source if has_generation_markers(self.source) else self._marked_like(tokenizer)
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False, **extra: Any) -> str:
         """
@@ -75,6 +80,13 @@ class ChatTemplate:
         if self._marked is not self.source and text != (written := self.render(messages, **extra)):
             return written, self._find_turns(written, messages, extra)
         return text, [span for span in spans if span[1] > span[0]]
+
+    def render_answer(
+        self, said: Sequence[Message], answer: Sequence[Message], **extra: Any
+    ) -> tuple[str, int]:
+        """The text of a conversation, and where `answer` starts in it: where it goes on from what invites it."""
+        text = self.render([*said, *answer], **extra)
+        return text, _common_length(text, self.render(said, prompt=True, **extra))
 
     def _render(self, source: str, messages: Sequence[Message], **options: Any) -> tuple[str, list[Span]]:
         cleaned = [
@@ -100,17 +112,28 @@ class ChatTemplate:
             raise TemplateFailedError(str(error)) from error
         return texts[0], (spans[0] if spans else [])
 
-    def _check(self) -> None:
+    def _marked_like(self, tokenizer: Any) -> str | None:
+        """The copy that trl has of the template with generation markers, if trl knows it and its copy writes the same."""
         try:
-            jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(
-                _without_markers(self.source)
+            marked: str | None = get_training_chat_template(tokenizer)
+        except (ValueError, TypeError, jinja2.TemplateError):
+            return None
+        try:
+            same = (
+                marked is not None and self._render(marked, _PROBE)[0] == self._render(self.source, _PROBE)[0]
             )
+        except TemplateFailedError:
+            return None
+        return marked if same else None
+
+    def _check(self) -> None:
+        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)
+        try:
+            environment.parse(_GENERATION_TAG.sub("", self.source))
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(
-                f"chat_template is no Jinja template: line {error.lineno}: {error.message}. Correct it."
+                f"The chat template is no Jinja: line {error.lineno}: {error.message}. Correct it."
             ) from error
-        except TemplateFailedError:
-            return
 
     def _find_turns(
         self, text: str, messages: Sequence[Message], extra: Mapping[str, Any]
@@ -136,11 +159,10 @@ class ChatTemplate:
                 after = self.render(messages[: index + 1], **extra)
             except TemplateFailedError:
                 return None
-            if not text.startswith(before):
-                before = _common_prefix(before, after)
-            if not (text.startswith(before) and text.startswith(after.rstrip())):
+            start = _common_length(before, after)
+            if not (text.startswith(before[:start]) and text.startswith(after.rstrip())):
                 return None
-            spans.append((len(before), self._turn_end(text, len(before), len(after))))
+            spans.append((start, self._turn_end(text, start, len(after))))
         return spans
 
     def _turn_end(self, text: str, start: int, end: int) -> int:
@@ -151,13 +173,9 @@ class ChatTemplate:
     @cached_property
     def _frame(self) -> _Frame | None:
         """Learned from a conversation of words that occur nowhere else; None when the template has no such frame."""
-        turns = [
-            {"role": role, "content": words}
-            for role, words in zip(("user", "assistant") * 2, _PROBE, strict=True)
-        ]
         try:
-            text, asked = self.render(turns), self.render(turns[:1])
-            invited = self.render(turns[:1], prompt=True)
+            text, asked = self.render(_PROBE), self.render(_PROBE[:1])
+            invited = self.render(_PROBE[:1], prompt=True)
         except TemplateFailedError:
             return None
         gaps = _gaps(text)
@@ -168,7 +186,7 @@ class ChatTemplate:
         stop = self._stop(gaps[1])
         stop = stop if gaps[3].startswith(stop) else ""
         follows = gaps[1]
-        usable = header.strip() and (stop or follows.strip()) and gaps[2].endswith(header)
+        usable = header.strip() and (stop or follows.strip()) and header in gaps[2]
         return _Frame(header, stop, follows) if usable else None
 
     def _stop(self, follows: str) -> str:
@@ -181,11 +199,11 @@ class ChatTemplate:
 
 def _gaps(text: str) -> list[str] | None:
     """What stands after each of the probe's words, up to the next."""
-    places = [text.find(words) for words in _PROBE]
+    places = [text.find(words) for words in _WORDS]
     if -1 in places or places != sorted(places):
         return None
     ends = [*places[1:], len(text)]
-    return [text[start + len(words) : end] for words, start, end in zip(_PROBE, places, ends, strict=True)]
+    return [text[start + len(words) : end] for words, start, end in zip(_WORDS, places, ends, strict=True)]
 
 
 def _assistant_header(gap: str, invitation: str) -> str:
@@ -217,33 +235,21 @@ def _looks_like(frame: _Frame, words: str) -> bool:
 
 
 def _strings(value: Any) -> Iterator[str]:
+    """Every text in a conversation, but for the names of roles."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _strings(item)
+        for key, item in value.items():
+            if key != "role":
+                yield from _strings(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
 
 
-def _common_prefix(first: str, second: str) -> str:
-    length = next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+def _common_length(first: str, second: str) -> int:
+    """Of the longest text that both start with."""
+    return next(
+        (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
         min(len(first), len(second)),
     )
-    return first[:length]
-
-
-def _known_training_template(tokenizer: Any) -> str | None:
-    """trl's copy of the template with generation markers, for the templates trl knows."""
-    try:
-        return get_training_chat_template(tokenizer)
-    except (ValueError, TypeError, jinja2.TemplateError):
-        return None
-
-
-def _without_markers(source: str) -> str:
-    import re
-
-    return re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", source)

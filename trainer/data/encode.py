@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,17 @@ import pyarrow as pa
 
 from airflow_provider_sft.contract.errors import ConfigError
 from trainer.data.masking import NOT_TRAINED, TO_END, Span, trained_ranges
+from trainer.data.row_format import Example
 
 DEFAULT_MAX_LENGTH = 4096
-SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
+# `whole_length` is a row's before it was cut.
+SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.int32()),
+        "whole_length": pa.int32(),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -85,53 +94,54 @@ class EncodedRows:
         return sums[self.starts + self.lengths] - sums[self.starts]
 
     def batch(self) -> pa.RecordBatch:
+        """As `SCHEMA` has it."""
         offsets = pa.array(np.concatenate(([0], np.cumsum(self.lengths))), type=pa.int32())
         columns = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (self.ids, self.labels)]
-        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+        whole_lengths = pa.array(self.whole_lengths.astype(np.int32))
+        return pa.RecordBatch.from_arrays([*columns, whole_lengths], schema=SCHEMA)
 
 
 class Encoder:
-    """A tokenizer with a length.
+    """A tokenizer and how long a row may be.
 
+    :param max_length: in tokens; None cuts nothing
     :param keep_end: cut a row that is too long at its start, not at its end
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, ending: Ending, *, keep_end: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, max_length: int | None, ending: Ending, *, keep_end: bool = False
+    ) -> None:
         self._backend = backend_of(tokenizer)
-        self._max_length = max_length
+        self._max_length = max_length or sys.maxsize
         self._extra_ids = [] if ending.token_id is None else [ending.token_id]
         self._keep_end = keep_end
 
-    def encode(
-        self, examples: Sequence[tuple[str, list[Span] | None]], *, special_tokens: bool
-    ) -> EncodedRows:
-        encodings = self._backend.encode_batch(
+    def tokenise(self, examples: Sequence[Example], *, special_tokens: bool) -> list[Any]:
+        """The tokenizer's part: Rust, on all cores the container has, and without the interpreter's lock."""
+        encodings: list[Any] = self._backend.encode_batch(
             [text for text, _ in examples], add_special_tokens=special_tokens
         )
-        limit, extra = self._max_length, self._extra_ids if special_tokens else []
+        return encodings
+
+    def label(
+        self, encodings: Sequence[Any], examples: Sequence[Example], *, special_tokens: bool
+    ) -> EncodedRows:
+        """Token ids and labels of tokenised examples, cut to length."""
         flat, lengths, whole_lengths = array("i"), [], []
         firsts, lasts = list[int](), list[int]()
         for encoding, (_, spans) in zip(encodings, examples, strict=True):
             ids = encoding.ids
             ranges = trained_ranges(encoding, spans) if spans else []
-            if extra:
-                ids += extra
-                if spans and spans[-1][1] == TO_END:
-                    ranges = [*ranges[:-1], (ranges[-1][0] if ranges else len(ids) - 1, len(ids))]
-            whole = len(ids)
-            base = len(flat)
-            if whole > limit:
-                cut = whole - limit if self._keep_end else 0
-                ids = ids[cut : cut + limit]
-                ranges = [
-                    (max(a - cut, 0), min(b - cut, limit)) for a, b in ranges if b > cut and a < cut + limit
-                ]
+            if self._extra_ids and special_tokens:
+                ids, ranges = self._end(ids, ranges, spans)
+            whole_lengths.append(len(ids))
+            if len(ids) > self._max_length:
+                ids, ranges = self._cut(ids, ranges)
+            for first, last in ranges:
+                firsts.append(len(flat) + first)
+                lasts.append(len(flat) + last)
             flat.extend(ids)
             lengths.append(len(ids))
-            whole_lengths.append(whole)
-            for first, last in ranges:
-                firsts.append(base + first)
-                lasts.append(base + last)
         ids_array = np.frombuffer(flat, dtype=np.int32) if flat else np.zeros(0, np.int32)
         return EncodedRows(
             ids_array,
@@ -139,6 +149,23 @@ class Encoder:
             np.array(lengths, dtype=np.int64),
             np.array(whole_lengths, dtype=np.int64),
         )
+
+    def _end(
+        self, ids: list[int], ranges: list[Span], spans: Sequence[Span] | None
+    ) -> tuple[list[int], list[Span]]:
+        """With the end-of-sequence token, which is trained where the text's end is."""
+        ended = ids + self._extra_ids
+        if not spans or spans[-1][1] != TO_END:
+            return ended, ranges
+        start = ranges[-1][0] if ranges and ranges[-1][1] == len(ids) else len(ids)
+        return ended, [*(span for span in ranges if span[1] <= start), (start, len(ended))]
+
+    def _cut(self, ids: list[int], ranges: list[Span]) -> tuple[list[int], list[Span]]:
+        limit = self._max_length
+        cut = len(ids) - limit if self._keep_end else 0
+        moved = ((first - cut, last - cut) for first, last in ranges)
+        kept = [(max(first, 0), min(last, limit)) for first, last in moved if last > 0 and first < limit]
+        return ids[cut : cut + limit], kept
 
 
 def _mask(size: int, firsts: list[int], lasts: list[int]) -> npt.NDArray[np.bool_]:

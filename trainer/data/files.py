@@ -16,7 +16,8 @@ from typing import Any
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, DataError, NotFoundError
 from airflow_provider_sft.contract.names import ALLOWED_ROOTS_ENV_VAR
-from trainer.data.plan import DataPlan, plan_data
+from trainer.data.data_config import read_data_config
+from trainer.data.plan import DataPlan, plan_paths
 from trainer.files import digest_json, fingerprint_file
 
 KINDS = {
@@ -28,28 +29,40 @@ KINDS = {
     ".txt": "text",
     ".md": "text",
 }
-# In a directory the first kind here that occurs is the data: a README.md beside train.jsonl is not.
+# In a directory the first kind here that occurs is the data: a notes.md beside train.jsonl is not.
 _KIND_ORDER = ("json", "parquet", "arrow", "csv", "text")
 # What `datasets` and the Hub leave beside the data.
 _NOT_DATA = frozenset(
     {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "README.md"}
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_OTHER_SPLIT = re.compile(r"(?:^|[._-])(test|validation|valid|val|dev|eval)(?:$|[._-])")
+_TRAIN_SPLIT = re.compile(r"(?:^|[._-])train(?:$|[._-]|\d)")
+_OTHER_SPLIT = re.compile(r"(?:^|[._-])(?:test|validation|valid|val|dev|eval)(?:$|[._-]|\d)")
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """One data set: local files in the order they are read, or a data set on the Hub."""
+    """One data set: local files in the order they are read, or a data set on the Hub.
 
-    name: str
+    :param key: the config key that names it
+    :param kind: of all its files, where the suffix does not say
+    """
+
+    key: str
     files: tuple[Path, ...] = ()
     hub_id: str | None = None
+    kind: str | None = None
 
     @cached_property
     def sha256(self) -> str:
         """Of the content: the same bytes under another name are the same data."""
         return digest_json([self.hub_id, *(fingerprint_file(path) for path in self.files)])
+
+    def __str__(self) -> str:
+        if self.hub_id:
+            return self.hub_id
+        more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        return f"{self.files[0]}{more}"
 
 
 @dataclass(frozen=True)
@@ -67,23 +80,23 @@ def locate_data(values: Mapping[str, Any], environ: Mapping[str, str]) -> Locate
     :raises ConfigError: no data, or keys that contradict each other
     :raises NotFoundError, DataError, AccessDeniedError: as `locate_files`
     """
-    config_path = values.get("data_config_path")
-    if config_path:
-        check_allowed("data_config_path", Path(config_path), environ)
-    plan = plan_data(values)
-    sources = tuple(locate_files(spec.key, spec.data_paths, environ) for spec in plan.datasets)
-    return LocatedData(plan, sources)
+    plan = _read_plan(values, environ)
+    sources = (locate_files(spec.key, spec.data_paths, environ, kind=spec.builder) for spec in plan.datasets)
+    return LocatedData(plan, tuple(sources))
 
 
 def digest_data(located: LocatedData) -> str:
-    """What the rows are made from, as one digest: files by content, a Hub data set by name, the data config."""
+    """What the rows are made from: files by content, a Hub data set by name, and how they are mixed."""
     return digest_json([located.plan.as_json(), *(source.sha256 for source in located.sources)])
 
 
-def locate_files(key: str, paths: Sequence[str], environ: Mapping[str, str]) -> DataSource:
+def locate_files(
+    key: str, paths: Sequence[str], environ: Mapping[str, str], *, kind: str | None = None
+) -> DataSource:
     """Find what `paths` (files, directories, globs, or one Hub id) name.
 
     :param key: the config key the paths came from, for sentences
+    :param kind: of the files, where their suffix does not say
     :raises ConfigError: a URL, or a Hub id among files
     :raises NotFoundError: nothing there
     :raises DataError: something there that is no data
@@ -92,24 +105,37 @@ def locate_files(key: str, paths: Sequence[str], environ: Mapping[str, str]) -> 
     hub_ids = [path for path in paths if _is_hub_id(path)]
     if hub_ids and len(paths) > 1:
         raise ConfigError(
-            f"{key} mixes the Hub data set {hub_ids[0]!r} with other paths. Give each a data set of its own."
+            f"{key} names {hub_ids[0]!r}, which is no file here, beside other paths. A Hub data set needs an "
+            "entry of its own in datasets; if it is a file, check that the volume is mounted."
         )
     if hub_ids:
         return DataSource(key, hub_id=hub_ids[0])
     found = [file for path in paths for file in _expand(key, path)]
-    roots = [Path(root).resolve() for root in environ.get(ALLOWED_ROOTS_ENV_VAR, "").split(":") if root]
+    roots = _allowed_roots(environ)
     for file in found:
-        _check_file(key, file, roots)
-    return DataSource(key, files=tuple(found))
+        _check_file(key, file, roots, kind)
+    return DataSource(key, files=tuple(found), kind=kind)
 
 
 def check_allowed(key: str, path: Path, environ: Mapping[str, str]) -> None:
-    """For a file beside the data (a template, a data config).
+    """For a path beside the data, such as a template's.
 
-    :raises AccessDeniedError: outside SFT_ALLOWED_ROOTS
+    :raises AccessDeniedError: outside SFT_ALLOWED_ROOTS, symlinks resolved
     """
-    roots = [Path(root).resolve() for root in environ.get(ALLOWED_ROOTS_ENV_VAR, "").split(":") if root]
-    _check_root(key, path, roots)
+    _check_root(key, path, _allowed_roots(environ))
+
+
+def _read_plan(values: Mapping[str, Any], environ: Mapping[str, str]) -> DataPlan:
+    config_path = values.get("data_config_path")
+    if not config_path:
+        return plan_paths(values)
+    for key in ("training_data_path", "validation_data_path"):
+        if values.get(key):
+            raise ConfigError(
+                f"data_config_path and {key} are both set. Name all data in {config_path}, or drop it."
+            )
+    check_allowed("data_config_path", Path(config_path), environ)
+    return read_data_config(Path(config_path), values)
 
 
 def _is_hub_id(path: str) -> bool:
@@ -124,16 +150,15 @@ def _expand(key: str, path: str) -> list[Path]:
         return _data_files_of(key, local)
     if local.exists():
         return [local]
-    matches = (
-        [Path(match) for match in sorted(glob.glob(path, recursive=True))] if glob.has_magic(path) else []
-    )
+    # Not Path.glob: the pattern may be absolute.
+    found = glob.glob(path, recursive=True) if glob.has_magic(path) else []  # noqa: PTH207
+    matches = sorted(map(Path, found))
     if not matches:
         raise NotFoundError(
-            f"{key} is {path!r}, and nothing is there. Check that the volume is mounted and the path spelled right."
+            f"{key} is {path!r}, and nothing is there. Check that the volume is mounted and the path spelled "
+            "right."
         )
-    return [
-        file for match in matches for file in ([match] if match.is_file() else _data_files_of(key, match))
-    ]
+    return [file for match in matches for file in (_data_files_of(key, match) if match.is_dir() else [match])]
 
 
 def _data_files_of(key: str, directory: Path) -> list[Path]:
@@ -146,45 +171,49 @@ def _data_files_of(key: str, directory: Path) -> list[Path]:
         and not _hidden(path, directory)
     ]
     if not files:
-        known = ", ".join(KINDS)
         raise DataError(
-            f"{directory} ({key}) is a directory without a data file. Put {known} files in it, or name another."
+            f"{directory} ({key}) is a directory without a data file. Put {', '.join(KINDS)} files in it, or "
+            "name another."
         )
     kind = min((KINDS[path.suffix] for path in files), key=_KIND_ORDER.index)
-    return _train_split([path for path in files if KINDS[path.suffix] == kind], directory)
+    return _train_files([path for path in files if KINDS[path.suffix] == kind], directory)
 
 
-def _train_split(files: list[Path], directory: Path) -> list[Path]:
-    """The files of the train split where the names say splits, as the Hub's layout does; else all."""
+def _train_files(files: list[Path], directory: Path) -> list[Path]:
+    """The files of the train split where their names say splits, as the Hub's layout does; else all."""
     parts = {path: path.relative_to(directory).with_suffix("").as_posix().replace("/", ".") for path in files}
-    train = [path for path in files if re.search(r"(?:^|[._-])train(?:$|[._-]|\d)", parts[path])]
-    others = [path for path in files if _OTHER_SPLIT.search(parts[path])]
-    return train if train and others else files
+    train = [path for path in files if _TRAIN_SPLIT.search(parts[path])]
+    return train if any(_OTHER_SPLIT.search(parts[path]) for path in files) and train else files
 
 
 def _hidden(path: Path, directory: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.relative_to(directory).parts)
 
 
-def _check_file(key: str, path: Path, roots: list[Path]) -> None:
-    if path.suffix not in KINDS:
-        known = ", ".join(KINDS)
+def _check_file(key: str, path: Path, roots: list[Path], kind: str | None) -> None:
+    if path.suffix not in KINDS and kind is None:
         raise DataError(
-            f"{path} ({key}) ends in {path.suffix!r}. Expected one of {known}: convert it, or rename it if it is one."
+            f"{path} ({key}) ends in {path.suffix!r}. Expected one of {', '.join(KINDS)}: convert it, or rename "
+            "it if it is one."
         )
     _check_root(key, path, roots)
     if not os.access(path, os.R_OK):
         raise AccessDeniedError(
-            f"{path} ({key}) cannot be read by user {os.getuid()}. Give that user or its group the right to read it."
+            f"{path} ({key}) cannot be read by user {os.getuid()}. Give that user or its group the right to read "
+            "it."
         )
     if path.stat().st_size == 0:
         raise DataError(f"{path} ({key}) is empty. Expected at least one row.")
 
 
+def _allowed_roots(environ: Mapping[str, str]) -> list[Path]:
+    return [Path(root).resolve() for root in environ.get(ALLOWED_ROOTS_ENV_VAR, "").split(":") if root]
+
+
 def _check_root(key: str, path: Path, roots: list[Path]) -> None:
     real = path.resolve()
     if roots and not any(real.is_relative_to(root) for root in roots):
-        allowed = ":".join(str(root) for root in roots)
         raise AccessDeniedError(
-            f"{path} ({key}) is {real}, outside {ALLOWED_ROOTS_ENV_VAR}={allowed}. Move the data there, or widen the list."
+            f"{path} ({key}) is {real}, outside {ALLOWED_ROOTS_ENV_VAR}={':'.join(map(str, roots))}. Move the data "
+            "there, or widen the list."
         )

@@ -1,4 +1,4 @@
-"""Rows out of files, with the line each came from: JSON, JSON lines, CSV, text, Parquet, Arrow.
+"""Rows out of files, with the line each came from: JSON lines, CSV, text, Parquet, Arrow, the Hub; JSON is `json_rows`.
 
 Every sentence of a failure names file and line. Lines and rows count from 1.
 """
@@ -6,27 +6,23 @@ Every sentence of a failure names file and line. Lines and rows count from 1.
 from __future__ import annotations
 
 import csv
-import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, DataError, TransientError
-from trainer.data.files import KINDS
+from trainer.data.files import KINDS, DataSource
+from trainer.data.json_rows import Row, read_json_rows
 
 CHUNK_ROWS = 2048
-_READ_CHARS = 1 << 22
 _CSV_FIELD_CHARS = 1 << 30
-_WHITESPACE = re.compile(r"[ \t\n\r]*")
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RowChunk:
-    """Rows of one file, and the line (text files) or row (Parquet, Arrow) each stands in."""
+    """Rows of one file, and the line (text files) or row (Parquet, Arrow, the Hub) each stands in."""
 
     path: str
     rows: list[Row]
@@ -40,15 +36,33 @@ class RowChunk:
         return RowChunk(self.path, self.rows[start:end], self.numbers[start:end], self.unit)
 
 
-def read_chunks(path: Path) -> Iterator[RowChunk]:
+def read_source(source: DataSource, *, split: str = "train", streaming: bool = False) -> Iterator[RowChunk]:
+    """The rows of a data set, in order.
+
+    :param split: of a Hub data set
+    :param streaming: read a Hub data set as it downloads
+    """
+    if source.hub_id:
+        yield from _read_hub(source.hub_id, source.key, split, streaming=streaming)
+    for path in source.files:
+        yield from read_chunks(path, kind=source.kind)
+
+
+def read_chunks(path: Path, *, kind: str | None = None) -> Iterator[RowChunk]:
     """The rows of `path`, in order, `CHUNK_ROWS` at a time.
 
-    :raises DataError: not what its suffix says, with the line
+    :param kind: json, csv, text, parquet or arrow; the suffix says, unless this does
+    :raises DataError: not what it is said to be, with the line
+    :raises AccessDeniedError, TransientError: not readable, or not to its end
     """
-    kind = KINDS[path.suffix]
-    reader: Callable[[Path], Iterator[RowChunk]] = _TABLE_READERS.get(kind) or _read_text_file
+    reader = _READERS[kind or KINDS[path.suffix]]
     try:
         yield from reader(path)
+    except UnicodeDecodeError as error:
+        line = _undecodable_line(path)
+        raise DataError(
+            f"{path} line {line} is not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from error
     except PermissionError as error:
         raise AccessDeniedError(
             f"{path} cannot be read ({error.strerror}). Give the pod's user the right to read it."
@@ -57,99 +71,21 @@ def read_chunks(path: Path) -> Iterator[RowChunk]:
         raise TransientError(f"{path} could not be read to its end ({error}).") from error
 
 
-def _read_text_file(path: Path) -> Iterator[RowChunk]:
-    kind = KINDS[path.suffix]
-    try:
-        with path.open(encoding="utf-8-sig", newline="" if kind == "csv" else None) as file:
-            if kind == "json":
-                yield from _read_json(path, file)
-            else:
-                yield from _chunks(str(path), _csv_rows(path, file) if kind == "csv" else _text_rows(file))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} line {_undecodable_line(path)} is not UTF-8 ({error.reason}). Save the file as UTF-8."
-        ) from error
+def _read_json(path: Path) -> Iterator[RowChunk]:
+    with path.open(encoding="utf-8-sig") as file:
+        yield from _chunks(path, read_json_rows(path, file))
 
 
-def _read_json(path: Path, file: TextIO) -> Iterator[RowChunk]:
-    head = file.read(_READ_CHARS)
-    first = head.lstrip()[:1]
-    if first == "[":
-        yield from _chunks(str(path), _array_rows(path, file, head))
-        return
-    first_line = head.lstrip().split("\n", 1)[0]
-    if _is_json(first_line) or len(head) == _READ_CHARS:
-        file.seek(0)
-        yield from _line_chunks(path, file)
-    else:
-        yield from _chunks(str(path), iter([(1, _whole_object(path, head))]))
+def _read_csv(path: Path) -> Iterator[RowChunk]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from _chunks(path, _csv_rows(path, file))
 
 
-def _line_chunks(path: Path, file: TextIO) -> Iterator[RowChunk]:
-    """JSON lines. Blank lines count and are left out."""
-    loads, rows, numbers, number = json.loads, list[Row](), list[int](), 0
-    for number, line in enumerate(file, 1):
-        try:
-            row = loads(line)
-        except json.JSONDecodeError as error:
-            if not line.strip():
-                continue
-            raise _bad_json(path, number, line, error) from error
-        if type(row) is not dict:
-            raise _not_an_object(path, number, row)
-        rows.append(row)
-        numbers.append(number)
-        if len(rows) == CHUNK_ROWS:
-            yield RowChunk(str(path), rows, numbers)
-            rows, numbers = [], []
-    if rows:
-        yield RowChunk(str(path), rows, numbers)
-
-
-def _array_rows(path: Path, file: TextIO, text: str) -> Iterator[tuple[int, Row]]:
-    """The elements of one JSON array, decoded as they are read: a file larger than memory works."""
-    decode = json.JSONDecoder().raw_decode
-    position, line = text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
-    while True:
-        start = _WHITESPACE.match(text, position).end()  # type: ignore[union-attr]
-        line += text.count("\n", position, start)
-        if text[start : start + 1] == "]":
-            return
-        try:
-            row, end = decode(text, start)
-        except json.JSONDecodeError as error:
-            more = file.read(max(_READ_CHARS, len(text) - start))
-            if not more:
-                at = text.count("\n", start, error.pos)
-                raise _bad_json(path, line + at, text[start:], error) from error
-            text, position = text[start:] + more, 0
-            continue
-        if type(row) is not dict:
-            raise _not_an_object(path, line, row)
-        yield line, row
-        line += text.count("\n", start, end)
-        comma = _WHITESPACE.match(text, end).end()  # type: ignore[union-attr]
-        if comma == len(text):
-            text = text + file.read(_READ_CHARS)
-            comma = _WHITESPACE.match(text, end).end()  # type: ignore[union-attr]
-        line += text.count("\n", end, comma)
-        if text[comma : comma + 1] not in (",", "]"):
-            raise DataError(
-                f"{path} line {line}: the JSON array ends without ']'. The file is cut short: write it again."
-            )
-        position = comma + (text[comma] == ",")
-
-
-def _whole_object(path: Path, text: str) -> Row:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _bad_json(
-            path, error.lineno, text.splitlines()[error.lineno - 1 :][:1] or [""], error
-        ) from error
-    if type(row) is not dict:
-        raise _not_an_object(path, 1, row)
-    return row
+def _read_lines(path: Path) -> Iterator[RowChunk]:
+    """A row a line, as `text`; blank lines are left out."""
+    with path.open(encoding="utf-8-sig") as file:
+        lines = ((number, line.rstrip("\n")) for number, line in enumerate(file, 1))
+        yield from _chunks(path, ((number, {"text": line}) for number, line in lines if line.strip()))
 
 
 def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
@@ -161,7 +97,8 @@ def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
         for fields in reader:
             if fields and len(fields) != len(header):
                 raise DataError(
-                    f"{path} line {number}: {len(fields)} fields, and the header has {len(header)}. Quote fields that hold a comma."
+                    f"{path} line {number}: {len(fields)} fields, and the header has {len(header)}. Quote fields "
+                    "that hold a comma."
                 )
             if fields:
                 yield number, dict(zip(header, fields, strict=True))
@@ -172,12 +109,6 @@ def _csv_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
         ) from error
 
 
-def _text_rows(file: TextIO) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(file, 1):
-        if text := line.rstrip("\n"):
-            yield number, {"text": text}
-
-
 def _read_parquet(path: Path) -> Iterator[RowChunk]:
     import pyarrow as pa
     from pyarrow import parquet
@@ -186,9 +117,7 @@ def _read_parquet(path: Path) -> Iterator[RowChunk]:
         with parquet.ParquetFile(path) as file:
             yield from _batch_chunks(path, file.iter_batches(batch_size=CHUNK_ROWS))
     except pa.ArrowException as error:
-        raise DataError(
-            f"{path} is no readable Parquet file ({_one_line(error)}). Write it again."
-        ) from error
+        raise DataError(f"{path} is no whole Parquet file ({_one_line(error)}). Write it again.") from error
 
 
 def _read_arrow(path: Path) -> Iterator[RowChunk]:
@@ -198,16 +127,16 @@ def _read_arrow(path: Path) -> Iterator[RowChunk]:
     try:
         with pa.memory_map(str(path)) as source:
             try:
-                batches: Iterator[Any] = iter(pa.ipc.open_stream(source))
+                batches: Iterable[Any] = pa.ipc.open_stream(source)
             except pa.ArrowInvalid:
                 file = pa.ipc.open_file(source)
                 batches = (file.get_batch(index) for index in range(file.num_record_batches))
             yield from _batch_chunks(path, batches)
     except pa.ArrowException as error:
-        raise DataError(f"{path} is no readable Arrow file ({_one_line(error)}). Write it again.") from error
+        raise DataError(f"{path} is no whole Arrow file ({_one_line(error)}). Write it again.") from error
 
 
-def _batch_chunks(path: Path, batches: Iterator[Any]) -> Iterator[RowChunk]:
+def _batch_chunks(path: Path, batches: Iterable[Any]) -> Iterator[RowChunk]:
     number = 1
     for batch in batches:
         for start in range(0, batch.num_rows, CHUNK_ROWS):
@@ -216,48 +145,26 @@ def _batch_chunks(path: Path, batches: Iterator[Any]) -> Iterator[RowChunk]:
             number += len(rows)
 
 
-def _chunks(path: str, rows: Iterator[tuple[int, Row]]) -> Iterator[RowChunk]:
-    chunk: list[Row] = []
-    numbers: list[int] = []
-    for number, row in rows:
-        chunk.append(row)
-        numbers.append(number)
-        if len(chunk) == CHUNK_ROWS:
-            yield RowChunk(path, chunk, numbers)
-            chunk, numbers = [], []
-    if chunk:
-        yield RowChunk(path, chunk, numbers)
+def _read_hub(hub_id: str, key: str, split: str, *, streaming: bool) -> Iterator[RowChunk]:
+    """Data sets that are files: `datasets` runs no code of theirs."""
+    import datasets
 
-
-def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return False
-    return True
+        rows = datasets.load_dataset(hub_id, split=split, streaming=streaming)
+    except ValueError as error:
+        raise DataError(
+            f"{key} is {hub_id!r}, and its split {split!r} cannot be read ({_one_line(error)})."
+        ) from error
+    iterator, number = iter(rows), 1
+    while chunk := list(islice(iterator, CHUNK_ROWS)):
+        yield RowChunk(hub_id, chunk, range(number, number + len(chunk)), unit="row")
+        number += len(chunk)
 
 
-def _bad_json(path: Path, number: int, text: Any, error: json.JSONDecodeError) -> DataError:
-    return DataError(
-        f"{path} line {number}: not JSON ({error.msg}): {_excerpt(text)}. Each line must be one whole JSON object."
-    )
-
-
-def _not_an_object(path: Path, number: int, row: Any) -> DataError:
-    names = {"list": "a list", "str": "a string", "int": "a number", "float": "a number", "bool": "a boolean"}
-    kind = names.get(type(row).__name__, "null")
-    return DataError(
-        f'{path} line {number}: {kind}, {_excerpt(json.dumps(row))}. Expected an object, such as {{"input": "...", "output": "..."}}.'
-    )
-
-
-def _excerpt(text: Any) -> str:
-    line = str(text if isinstance(text, str) else text[0] if text else "").strip()
-    return line if len(line) <= 60 else line[:57] + "..."  # noqa: PLR2004
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+def _chunks(path: Path, rows: Iterator[tuple[int, Row]]) -> Iterator[RowChunk]:
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        numbers, contents = zip(*chunk, strict=True)
+        yield RowChunk(str(path), list(contents), numbers)
 
 
 def _undecodable_line(path: Path) -> int:
@@ -270,4 +177,14 @@ def _undecodable_line(path: Path) -> int:
     return 1
 
 
-_TABLE_READERS = {"parquet": _read_parquet, "arrow": _read_arrow}
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+_READERS: dict[str, Callable[[Path], Iterator[RowChunk]]] = {
+    "json": _read_json,
+    "csv": _read_csv,
+    "text": _read_lines,
+    "parquet": _read_parquet,
+    "arrow": _read_arrow,
+}

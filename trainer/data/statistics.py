@@ -1,27 +1,29 @@
-"""What a data set amounts to, for people: counts, lengths, what was cut or left out, and three rows as they are trained."""
+"""What a data set amounts to, for people: counts, lengths, what was cut or left out, and a few rows as they are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.encode import EncodedRows
 from trainer.data.masking import NOT_TRAINED
+from trainer.data.store import RowSizes, measure_rows, read_batches
 
 _NAMED_ROWS = 10
 _SAMPLES = 3
 _SAMPLE_TOKENS = 400
-Segment = tuple[str, bool]
-
+_SHOWN_CHARS = 600
 _QUANTILES = {"p50": 50, "p90": 90, "p99": 99}
 
+# A piece of a row's text, and whether it is trained.
+Segment = tuple[str, bool]
 
-@dataclass(frozen=True)
-class DroppedRows:
+
+class DroppedRows(TypedDict):
     """Rows left out for one reason, the first of them by file and line."""
 
     reason: str
@@ -29,119 +31,140 @@ class DroppedRows:
     first: list[str]
 
 
-@dataclass(frozen=True)
-class DataStatistics:
-    """:param lengths: min, p50, p90, p99, max of the rows' tokens, before cutting
-    :param samples: rows as segments [text, trained]
+class Statistics(TypedDict):
+    """Of the rows that are trained or evaluated on.
+
+    `lengths` are in tokens before cutting: min, p50, p90, p99, max. `samples` are rows as segments.
     """
 
+    format: str
     rows: int
     tokens: int
     trained_tokens: int
-    truncated_rows: int
+    trained_token_share: float
     max_length: int
-    format: str
-    lengths: dict[str, int] = field(default_factory=dict)
-    dropped: list[DroppedRows] = field(default_factory=list)
-    samples: list[list[Segment]] = field(default_factory=list)
+    truncated_rows: int
+    dropped_rows: int
+    lengths: dict[str, int]
+    dropped: list[DroppedRows]
+    samples: list[list[Segment]]
+
+
+class DropLog:
+    """Counts the rows that are left out, by reason, and keeps the place of the first."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, DroppedRows] = {}
+
+    def add(self, reason: str, where: str) -> None:
+        entry = self.found.setdefault(reason, {"reason": reason, "count": 0, "first": []})
+        entry["count"] += 1
+        if len(entry["first"]) < _NAMED_ROWS:
+            entry["first"].append(where)
 
     @property
-    def trained_token_share(self) -> float:
-        return self.trained_tokens / self.tokens if self.tokens else 0.0
-
-    @property
-    def dropped_rows(self) -> int:
-        return sum(dropped.count for dropped in self.dropped)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "trained_token_share": self.trained_token_share,
-            "dropped_rows": self.dropped_rows,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> DataStatistics:
-        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        return cls(**known | {"dropped": [DroppedRows(**dropped) for dropped in value.get("dropped", [])]})
-
-    def sentences(self, name: str) -> list[str]:
-        """For the log, a line each."""
-        lengths = ", ".join(f"{key} {value:,}" for key, value in self.lengths.items())
-        lines = [
-            f"{name}: {self.rows:,} rows of {self.format}; {self.tokens:,} tokens, {self.trained_token_share:.1%} of them trained.",
-            f"{name}: tokens a row: {lengths}.",
-        ]
-        if self.truncated_rows:
-            lines.append(
-                f"{name}: {self.truncated_rows:,} rows are longer than {self.max_length:,} tokens and were cut. Raise max_seq_length to keep them whole."
-            )
-        lines += [
-            f"{name}: {dropped.count:,} rows left out because {dropped.reason}: {', '.join(dropped.first)}."
-            for dropped in self.dropped
-        ]
-        return lines + [
-            f"{name}: sample {number}: {mark_trained(sample)}"
-            for number, sample in enumerate(self.samples, 1)
-        ]
+    def count(self) -> int:
+        return sum(entry["count"] for entry in self.found.values())
 
 
-def mark_trained(sample: list[Segment]) -> str:
-    """One row as text, what is trained of it in ⟦ ⟧."""
-    return "".join(f"⟦{text}⟧" if trained else text for text, trained in sample)
+def summarise(
+    paths: Sequence[Path],
+    *,
+    formats: Sequence[str],
+    dropped: Sequence[DroppedRows],
+    max_length: int,
+    cuts: bool,
+    decode: Callable[[list[int]], str],
+) -> Statistics:
+    """
+    :param paths: prepared rows, at least one in each
+    :param formats: what the rows were, for people
+    :param cuts: whether rows that are too long were cut
+    """
+    sizes = measure_rows(paths)
+    return describe_sizes(
+        sizes,
+        formats=formats,
+        dropped=dropped,
+        max_length=max_length,
+        cuts=cuts,
+        samples=[mark_segments(ids, labels, decode) for ids, labels in islice(_read_tokens(paths), _SAMPLES)],
+    )
 
 
-class StatisticsBuilder:
-    """Adds up chunk by chunk."""
+def describe_sizes(
+    sizes: RowSizes,
+    *,
+    formats: Sequence[str],
+    dropped: Sequence[DroppedRows],
+    max_length: int,
+    cuts: bool,
+    samples: list[list[Segment]],
+) -> Statistics:
+    tokens, trained = int(sizes.lengths.sum()), int(sizes.trained.sum())
+    whole = sizes.whole_lengths
+    return {
+        "format": "; ".join(dict.fromkeys(formats)),
+        "rows": len(sizes.lengths),
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "trained_token_share": round(trained / tokens, 4) if tokens else 0.0,
+        "max_length": max_length,
+        "truncated_rows": int((whole > max_length).sum()) if cuts else 0,
+        "dropped_rows": sum(entry["count"] for entry in dropped),
+        "lengths": {
+            "min": int(whole.min()),
+            **{name: int(np.percentile(whole, share)) for name, share in _QUANTILES.items()},
+            "max": int(whole.max()),
+        },
+        "dropped": list(dropped),
+        "samples": samples,
+    }
 
-    def __init__(self, decode: Callable[[list[int]], str], max_length: int, description: str) -> None:
-        self._decode, self._max_length, self._description = decode, max_length, description
-        self._whole_lengths: list[npt.NDArray[np.int64]] = []
-        self._rows = self._tokens = self._trained = self._truncated = 0
-        self._dropped: dict[str, tuple[int, list[str]]] = {}
-        self._samples: list[list[Segment]] = []
 
-    def add(
-        self, rows: EncodedRows, kept: npt.NDArray[np.bool_], trained_counts: npt.NDArray[np.int64]
-    ) -> None:
-        self._rows += int(kept.sum())
-        self._tokens += int(rows.lengths[kept].sum())
-        self._trained += int(trained_counts[kept].sum())
-        self._truncated += int((rows.whole_lengths > self._max_length)[kept].sum())
-        self._whole_lengths.append(rows.whole_lengths[kept])
-        for index in np.flatnonzero(kept)[: _SAMPLES - len(self._samples)]:
-            start, end = rows.starts[index], rows.starts[index] + rows.lengths[index]
-            self._samples.append(self._sample(rows.ids[start:end], rows.labels[start:end] != NOT_TRAINED))
-
-    def drop(self, reason: str, where: str) -> None:
-        count, first = self._dropped.get(reason, (0, []))
-        self._dropped[reason] = (count + 1, first if len(first) == _NAMED_ROWS else [*first, where])
-
-    def build(self) -> DataStatistics:
-        lengths = np.concatenate(self._whole_lengths) if self._whole_lengths else np.zeros(0, np.int64)
-        return DataStatistics(
-            rows=self._rows,
-            tokens=self._tokens,
-            trained_tokens=self._trained,
-            truncated_rows=self._truncated,
-            max_length=self._max_length,
-            format=self._description,
-            lengths=_summarise(lengths),
-            dropped=[DroppedRows(reason, count, first) for reason, (count, first) in self._dropped.items()],
-            samples=self._samples,
+def describe_statistics(name: str, statistics: Mapping[str, Any]) -> Iterator[str]:
+    """For the log, a sentence each."""
+    share = f"{statistics['trained_token_share']:.1%}"
+    yield (
+        f"{name}: {statistics['rows']:,} rows, {statistics['tokens']:,} tokens, {share} of them trained; "
+        f"{statistics['format']}."
+    )
+    lengths = ", ".join(f"{key} {value:,}" for key, value in statistics["lengths"].items())
+    yield f"{name}: tokens a row: {lengths}."
+    if statistics["truncated_rows"]:
+        yield (
+            f"{name}: {statistics['truncated_rows']:,} rows were cut to {statistics['max_length']:,} tokens. Raise "
+            "max_seq_length to keep them whole."
         )
-
-    def _sample(self, ids: npt.NDArray[np.int32], trained: npt.NDArray[np.bool_]) -> list[Segment]:
-        ids, trained = ids[:_SAMPLE_TOKENS], trained[:_SAMPLE_TOKENS]
-        edges = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]
-        return [
-            (self._decode(ids[start:end].tolist()), bool(trained[start]))
-            for start, end in zip(edges, edges[1:], strict=False)
-            if end > start
-        ]
+    for entry in statistics["dropped"]:
+        more = ", …" if entry["count"] > len(entry["first"]) else ""
+        yield f"{name}: {entry['count']:,} rows left out, {entry['reason']}: {', '.join(entry['first'])}{more}."
+    for number, sample in enumerate(statistics["samples"], 1):
+        yield f"{name}: sample {number}, trained between ⟦ ⟧: {mark_trained(sample)}"
 
 
-def _summarise(lengths: npt.NDArray[np.int64]) -> dict[str, int]:
-    if not len(lengths):
-        return {}
-    middle = {name: int(np.percentile(lengths, share)) for name, share in _QUANTILES.items()}
-    return {"min": int(lengths.min()), **middle, "max": int(lengths.max())}
+def mark_trained(sample: Sequence[Segment]) -> str:
+    """One row as text, what is trained of it in ⟦ ⟧, cut where it is long."""
+    text = "".join(f"⟦{text}⟧" if trained else text for text, trained in sample)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} …"
+
+
+def mark_segments(
+    ids: npt.NDArray[np.int32], labels: npt.NDArray[np.int32], decode: Callable[[list[int]], str]
+) -> list[Segment]:
+    """A row's first tokens as text, piece by piece."""
+    ids, trained = ids[:_SAMPLE_TOKENS], labels[:_SAMPLE_TOKENS] != NOT_TRAINED
+    edges = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]
+    return [
+        (decode(ids[start:end].tolist()), bool(trained[start]))
+        for start, end in pairwise(edges)
+        if end > start
+    ]
+
+
+def _read_tokens(paths: Sequence[Path]) -> Iterator[tuple[Any, Any]]:
+    for path in paths:
+        for batch in read_batches(path):
+            ids, labels = batch.column("input_ids"), batch.column("labels")
+            for index in range(min(batch.num_rows, _SAMPLES)):
+                yield ids[index].values.to_numpy(), labels[index].values.to_numpy()

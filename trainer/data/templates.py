@@ -1,4 +1,4 @@
-"""Templates that a config brings: `{{column}}` texts and chat templates. Untrusted: they run in a sandbox."""
+"""Texts with columns in them, `{{column}}`, that a config brings. Untrusted: they run in a sandbox."""
 
 from __future__ import annotations
 
@@ -14,42 +14,44 @@ from trainer.data.rows import RowChunk
 
 
 class RowTemplate:
-    """A text with columns in it, `{{column}}`; Jinja, as written.
+    """Jinja, taken as written; `element` is the whole row.
 
-    :param constants: what else the text may name, such as `eos_token`
+    :param key: the config key it comes from
+    :param constants: what else it may name, such as `eos_token`
     :raises ConfigError: no Jinja, or it names a column that the rows lack
     """
 
-    def __init__(self, source: str, columns: Sequence[str], constants: Mapping[str, Any]) -> None:
+    def __init__(self, key: str, source: str, columns: Sequence[str], constants: Mapping[str, Any]) -> None:
         environment = ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True
         )
+        self._key, self._constants = key, dict(constants)
         try:
             self._template = environment.from_string(source)
             names = find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(
-                f"data_formatter_template is no Jinja template: line {error.lineno}: {error.message}. Correct it."
+                f"{key} is no Jinja template: line {error.lineno}: {error.message}. Correct it."
             ) from error
-        self._constants = dict(constants)
-        unknown = sorted(names - {"element", *columns, *constants})
+        unknown = sorted(names - {"element", *columns, *constants, *environment.globals})
         if unknown:
             raise ConfigError(
-                f"data_formatter_template names {unknown[0]!r}, and the rows have {', '.join(map(repr, columns))}. Name one of them."
+                f"{key} names {unknown[0]!r}, and the rows have {', '.join(map(repr, columns))}. Name one of them."
             )
 
     def fill(self, chunk: RowChunk, index: int) -> str:
         """
         :raises DataError: this row lacks a column
+        :raises ConfigError: the sandbox stops the template
         """
         row = chunk.rows[index]
         try:
             return self._template.render({**self._constants, **row, "element": row})
         except jinja2.exceptions.SecurityError as error:
             raise ConfigError(
-                f"data_formatter_template does what the sandbox forbids ({error}). Take that out of it."
+                f"{self._key} does what the sandbox forbids ({error}). Take that out of it."
             ) from error
         except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
-                f"{chunk.where(index)}: data_formatter_template fails ({error}). Give the row that column."
+                f"{chunk.where(index)}: {self._key} fails ({error}). Correct the row, or the template."
             ) from error
