@@ -145,7 +145,7 @@ def _restart_trigger(ti: Any) -> None:
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        row = session.get(Trigger, ti.trigger_id)
+        row = session.get_one(Trigger, ti.trigger_id)
         trigger = import_string(row.classpath)(**row.kwargs)
     fields = ("id", "task_id", "dag_id", "run_id", "try_number", "map_index", "dag_version_id")
     event = _run_inline_trigger(trigger, TaskInstance(**{name: getattr(ti, name) for name in fields}))
@@ -199,7 +199,7 @@ def _inspect(request: dict[str, Any]) -> dict[str, Any]:
 
     with create_session() as session:
         query = select(DagRun.run_id).where(DagRun.dag_id == request["dag_id"]).order_by(DagRun.id.desc())
-        run_id = session.scalars(query).first()
+        run_id = session.scalars(query).first() or ""
     return _describe_run(request["dag_id"], run_id)
 
 

@@ -18,7 +18,7 @@ from tests.kube.kubelet import Kubelet
 from tests.kube.patches import APPLY_PATCH, apply_patch
 from tests.kube.pod_logs import cut_stream, send_log
 from tests.kube.requests import Call, read_object
-from tests.kube.resources import PODS
+from tests.kube.resources import NAMESPACES, PODS, SERVICE_ACCOUNTS
 from tests.kube.selectors import Matcher, build_matcher
 from tests.kube.store import Change, Store, check_preconditions, select_changes
 
@@ -106,6 +106,8 @@ class Api:
         created = self.store.create(call.resource, call.namespace, obj)
         if call.resource is PODS:
             self.kubelet.accept(created)
+        if call.resource is NAMESPACES:
+            self.store.create(SERVICE_ACCOUNTS, created["metadata"]["name"], {"metadata": {"name": "default"}})
         return created
 
     def _update(self, call: Call, body: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import secrets
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -35,10 +35,14 @@ class Change:
 
 
 class Store:
-    """Everything that etcd and the garbage collector know. To be used from the server's event loop alone."""
+    """Everything that etcd and the garbage collector know. To be used from the server's event loop alone.
+
+    `on_delete` is how the garbage collector deletes; a kubelet replaces it, to give pods their grace.
+    """
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
+        self.on_delete: Callable[[Resource, dict[str, Any]], object] = self.delete
         self.version = 1000
         self.oldest_watchable = 0  # a watch from before this version gets 410 Expired
         self.history: list[Change] = []
@@ -138,10 +142,8 @@ class Store:
         self._publish(Change(self.version, "DELETED", resource, last, stored))
         self._delete_dependents(stored)
         self._release_owners(stored)
-
-    def on_delete(self, resource: Resource, obj: dict[str, Any]) -> None:
-        """How the garbage collector deletes. A kubelet replaces it for pods."""
-        self.delete(resource, obj)
+        if resource is NAMESPACES:
+            self._empty_namespace(metadata["name"])
 
     def _check_place(self, resource: Resource, namespace: str, name: str) -> None:
         if resource.namespaced:
@@ -166,6 +168,11 @@ class Store:
         self.history.append(change)
         waiting, self._changed = self._changed, asyncio.Event()
         waiting.set()
+
+    def _empty_namespace(self, namespace: str) -> None:
+        for (resource, where, _), obj in list(self._objects.items()):
+            if where == namespace:
+                self.on_delete(resource, obj)
 
     def _dependents(self, owner: dict[str, Any]) -> Iterator[tuple[Resource, dict[str, Any]]]:
         uid = owner["metadata"]["uid"]

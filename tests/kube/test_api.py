@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import os
-import threading
 import time
 from typing import Any
 
 import pytest
-from kubernetes import client, config, watch
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from kubernetes_asyncio import client as async_client
-from kubernetes_asyncio import config as async_config
-from kubernetes_asyncio import watch as async_watch
-from urllib3.exceptions import HTTPError, ProtocolError
 
-from tests.kube.faults import CutConnection, CutWatch, Denied, HttpError, SlowResponse
 from tests.kube.manifests import has_ended, script_pod
 from tests.kube.server import KubeServer
 
@@ -101,6 +92,16 @@ def test_foreground_deletion_waits_for_a_pod_that_blocks_it(kube: KubeServer, co
     assert core.read_namespaced_config_map("owner", "default").metadata.finalizers == ["foregroundDeletion"]
     kube.wait_until_gone("child")
     assert [c.metadata.name for c in core.list_namespaced_config_map("default").items] == []
+
+
+def test_namespace_goes_with_all_that_is_in_it(kube: KubeServer, core: client.CoreV1Api) -> None:
+    core.create_namespace({"metadata": {"name": "ns"}})
+    core.create_namespaced_config_map("ns", {"metadata": {"name": "c"}})
+    core.create_namespaced_pod("ns", script_pod("p", "sleep 60", terminationGracePeriodSeconds=1))
+    core.delete_namespace("ns")
+    with pytest.raises(ApiException, match="404"):
+        core.read_namespaced_config_map("c", "ns")
+    assert [n.metadata.name for n in core.list_namespace().items] == ["default", "kube-system"]
 
 
 def test_finalizer_holds_a_deleted_object_until_it_is_removed(
@@ -248,156 +249,3 @@ def test_pod_in_an_unknown_namespace_or_service_account_is_refused(core: client.
         core.create_namespaced_pod("nowhere", script_pod("p", "true"))
     with pytest.raises(ApiException, match=r'serviceaccount \\"nobody\\" not found'):
         core.create_namespaced_pod("default", script_pod("p", "true", serviceAccountName="nobody"))
-
-
-def test_watch_from_a_resource_version_misses_nothing(core: client.CoreV1Api) -> None:
-    version = core.list_namespaced_config_map("default").metadata.resource_version
-    core.create_namespaced_config_map("default", {"metadata": {"name": "c"}})
-    core.patch_namespaced_config_map("c", "default", {"data": {"a": "1"}})
-    core.delete_namespaced_config_map("c", "default")
-    stream = watch.Watch().stream(
-        core.list_namespaced_config_map, "default", resource_version=version, timeout_seconds=1
-    )
-    assert [event["type"] for event in stream] == ["ADDED", "MODIFIED", "DELETED"]
-
-
-def test_watch_with_a_selector_sees_an_object_leave_it(core: client.CoreV1Api) -> None:
-    core.create_namespaced_config_map("default", {"metadata": {"name": "c", "labels": {"in": "yes"}}})
-    stream = watch.Watch().stream(
-        core.list_namespaced_config_map, "default", label_selector="in", timeout_seconds=5
-    )
-    types = [next(stream)["type"]]
-    core.patch_namespaced_config_map("c", "default", {"metadata": {"labels": {"in": None}}})
-    types.append(next(stream)["type"])
-    assert types == ["ADDED", "DELETED"]
-
-
-def test_watch_of_an_expired_version_is_gone_and_bookmarks_come_when_asked(
-    kube: KubeServer, core: client.CoreV1Api
-) -> None:
-    version = core.list_namespaced_config_map("default").metadata.resource_version
-    kube.expire_history()
-    with pytest.raises(ApiException, match="410"):
-        list(watch.Watch().stream(core.list_namespaced_config_map, "default", resource_version=version))
-    stream = watch.Watch().stream(
-        core.list_namespaced_config_map, "default", allow_watch_bookmarks=True, timeout_seconds=1
-    )
-    assert "BOOKMARK" in [event["type"] for event in stream]
-
-
-def test_watch_cut_abruptly_breaks_the_connection(kube: KubeServer, core: client.CoreV1Api) -> None:
-    core.create_namespaced_config_map("default", {"metadata": {"name": "c"}})
-    kube.inject(CutWatch(path="configmaps", after_events=0))
-    with pytest.raises(ProtocolError):
-        next(watch.Watch().stream(core.list_namespaced_config_map, "default", timeout_seconds=1))
-
-
-def test_watch_cut_quietly_is_taken_up_again_by_the_client(kube: KubeServer, core: client.CoreV1Api) -> None:
-    for name in "abc":
-        core.create_namespaced_config_map("default", {"metadata": {"name": name}})
-    kube.inject(CutWatch(path="configmaps", after_events=2, abrupt=False))
-    names = []
-    for event in watch.Watch().stream(core.list_namespaced_config_map, "default"):
-        names.append(event["object"].metadata.name)
-        if "c" in names:
-            break
-        core.patch_namespaced_config_map("c", "default", {"data": {"time": str(time.time())}})
-    assert names[:2] == ["a", "b"]
-    assert sum(request.verb == "watch" for request in kube.requests) == 2
-
-
-def test_async_client_creates_watches_follows_and_deletes(kube: KubeServer) -> None:
-    async def run() -> tuple[list[str], bytes]:
-        configuration = async_client.Configuration()
-        await async_config.load_kube_config_from_dict(kube.kubeconfig(), client_configuration=configuration)
-        async with async_client.ApiClient(configuration) as connection:
-            core = async_client.CoreV1Api(connection)
-            version = (await core.list_namespaced_pod("default")).metadata.resource_version
-            await core.create_namespaced_pod("default", script_pod("p", "echo one; sleep 0.2; echo two"))
-            phases = []
-            stream = async_watch.Watch().stream(
-                core.list_namespaced_pod, "default", resource_version=version, timeout_seconds=10
-            )
-            async for event in stream:
-                phases.append(event["object"].status.phase)
-                if phases[-1] == "Succeeded":
-                    break
-            reply = await core.read_namespaced_pod_log("p", "default", follow=True, _preload_content=False)
-            log = await reply.read()
-            await core.delete_namespaced_pod("p", "default")
-            assert (await core.list_namespaced_pod("default")).items == []
-            return phases, log
-
-    phases, log = asyncio.run(run())
-    assert list(dict.fromkeys(phases)) == ["Pending", "Running", "Succeeded"]
-    assert log == b"one\ntwo\n"
-
-
-@pytest.mark.parametrize("status", [401, 429, 500, 503])
-def test_http_error_strikes_as_often_as_asked(kube: KubeServer, core: client.CoreV1Api, status: int) -> None:
-    kube.inject(HttpError(status=status, path="/pods", method="GET", times=2, retry_after_s=1))
-    for _ in range(2):
-        with pytest.raises(ApiException) as raised:
-            core.list_namespaced_pod("default")
-        assert (raised.value.status, raised.value.headers["Retry-After"]) == (status, "1")
-    core.list_namespaced_pod("default")
-    assert [request.status for request in kube.requests] == [status, status, 200]
-
-
-def test_expired_token_is_refused_and_the_kubeconfig_has_the_new_one(
-    kube: KubeServer, core: client.CoreV1Api, tmp_path: Any
-) -> None:
-    kube.expire_token()
-    with pytest.raises(ApiException, match="Unauthorized") as raised:
-        core.list_namespaced_pod("default")
-    assert raised.value.status == 401
-    fresh = config.new_client_from_config(str(tmp_path / "kubeconfig"))
-    assert client.CoreV1Api(fresh).list_namespaced_pod("default").items == []
-
-
-def test_denied_verb_is_forbidden_in_the_words_of_rbac(kube: KubeServer, core: client.CoreV1Api) -> None:
-    kube.inject(Denied(verb="list|watch", resource="events"))
-    with pytest.raises(ApiException, match='cannot list resource \\\\"events\\\\" in API group') as raised:
-        core.list_namespaced_event("default")
-    assert raised.value.status == 403
-    core.list_namespaced_pod("default")
-
-
-@pytest.mark.parametrize(("executed", "created"), [(True, 1), (False, 0)])
-def test_cut_connection_leaves_what_it_says(
-    kube: KubeServer, api_client: Any, executed: bool, created: int
-) -> None:
-    core = client.CoreV1Api(api_client)
-    kube.inject(CutConnection(path="/pods", method="POST", executed=executed))
-    with pytest.raises(Exception, match="Connection aborted|Remote end closed|ConnectionReset"):
-        core.create_namespaced_pod("default", script_pod("p", "true"))
-    assert len(kube.created_pods) == created
-
-
-def test_response_cut_in_the_middle_is_an_incomplete_read(kube: KubeServer, core: client.CoreV1Api) -> None:
-    kube.inject(CutConnection(path="/pods", after_bytes=20))
-    with pytest.raises(Exception, match="IncompleteRead|Connection broken"):
-        core.list_namespaced_pod("default")
-
-
-def test_slow_response_comes_late(kube: KubeServer, core: client.CoreV1Api) -> None:
-    kube.inject(SlowResponse(seconds=0.3))
-    started = time.monotonic()
-    core.list_namespaced_pod("default")
-    assert time.monotonic() - started >= 0.3
-
-
-def test_server_stops_with_a_watch_open_and_a_pod_running(kube: KubeServer, core: client.CoreV1Api) -> None:
-    def read_until_cut() -> None:
-        with contextlib.suppress(HTTPError):
-            list(watch.Watch().stream(core.list_namespaced_pod, "default"))
-
-    core.create_namespaced_pod("default", script_pod("p", "sleep 60"))
-    pid = kube.wait_for_start().pid
-    watching = threading.Thread(target=read_until_cut)
-    watching.start()
-    kube.stop()
-    watching.join(5)
-    assert not watching.is_alive()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)

@@ -36,7 +36,7 @@ class Disk:
     claim_dirs: dict[tuple[str, str], Path] = field(default_factory=dict)
 
     def pod_dir(self, pod: Spec) -> Path:
-        directory = self.home / "pods" / pod["metadata"]["uid"]
+        directory = self.home / "pods" / str(pod["metadata"]["uid"])
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
@@ -82,7 +82,7 @@ class Disk:
         target.symlink_to(source)
 
     def _volume_dir(self, store: Store, pod: Spec, volume: Spec) -> Path:
-        own = self.pod_dir(pod) / "volumes" / volume["name"]
+        own = self.pod_dir(pod) / "volumes" / str(volume["name"])
         if "hostPath" in volume:
             return _host_dir(volume)
         if "persistentVolumeClaim" in volume:
