@@ -69,9 +69,30 @@ def save_model(directory: Path, *, seed: int = 0, tie: bool = False) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    model = LlamaForCausalLM(config)
+    _pretrain(model, tokenizer)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def _pretrain(model, tokenizer, *, steps: int = 60) -> None:
+    """On tweets labelled by a coin: it can speak, and has the task still to learn. An adapter needs that much."""
+    import torch
+
+    rng = random.Random(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        texts = [
+            f"### Text: {rng.choice(_NAMES)} {text} ({rng.randrange(64)})\n\n### Label: "
+            f"{rng.choice(['complaint', 'no complaint'])}{tokenizer.eos_token}"
+            for text in _COMPLAINTS + _PRAISE
+        ]
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+        model(**{k: v for k, v in batch.items() if k != "token_type_ids"}, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def train_tokenizer():

@@ -24,14 +24,15 @@ def lora(tiny_model_dir, tmp_path_factory):
         "dataset_text_field": "output",
         "response_template": "\n### Label:",
         "peft_method": "lora",
+        "target_modules": ["all-linear"],
         "torch_dtype": "float32",
-        "max_steps": 12,
-        "per_device_train_batch_size": 8,
+        "max_steps": 60,
+        "per_device_train_batch_size": 16,
         "learning_rate": 2e-2,
         "logging_strategy": "steps",
-        "logging_steps": 2,
+        "logging_steps": 10,
         "save_strategy": "steps",
-        "save_steps": 6,
+        "save_steps": 30,
         "save_total_limit": 1,
         "generate_samples": 2,
         "lora_post_process_for_vllm": True,
@@ -56,17 +57,17 @@ def test_result_in_output_dir_says_what_the_termination_message_says(lora):
     assert (result["status"], result["exit_code"], result["steps"], result["attempt"]) == (
         "succeeded",
         0,
-        12,
+        60,
         1,
     )
     assert (result["distributed"], result["world_size"], result["model_kind"]) == ("none", 1, "adapter")
-    assert result["eval_loss"] < 2
+    assert result["eval_loss"] < result["train_loss_first"] / 3
     assert 0 < result["trained_token_share"] < 0.5
 
 
 def test_trained_tokens_are_counted(lora):
     result = lora.result
-    assert result["trained_tokens"] > 12 * 8
+    assert result["trained_tokens"] > 60 * 16
     assert result["tokens_per_s"] > 0
 
 
@@ -89,12 +90,12 @@ def test_training_logs_have_the_peers_form(lora):
 
 def test_progress_file_holds_the_last_line_of_stdout(lora):
     assert json.loads((lora.out / "progress.json").read_text()) == lora.progress[-1]
-    assert lora.progress[-1]["step"] == lora.progress[-1]["max_steps"] == 12
+    assert lora.progress[-1]["step"] == lora.progress[-1]["max_steps"] == 60
 
 
 def test_only_the_newest_checkpoint_is_kept(lora):
-    assert [path.name for path in lora.out.glob("checkpoint-*")] == ["checkpoint-12"]
-    assert lora.result["last_checkpoint_step"] == 12
+    assert [path.name for path in lora.out.glob("checkpoint-*")] == ["checkpoint-60"]
+    assert lora.result["last_checkpoint_step"] == 60
 
 
 def test_adapter_loads_with_peft_and_changes_the_answer(lora, tiny_model_dir):
@@ -136,7 +137,7 @@ def test_report_is_one_self_contained_page_with_curves_data_and_samples(lora):
 
 
 def test_checkpoint_holds_resumable_state_untouched_by_the_export(lora):
-    names = {path.name for path in (lora.out / "checkpoint-12").iterdir()}
+    names = {path.name for path in (lora.out / "checkpoint-60").iterdir()}
     assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"} <= names
     assert "new_embeddings.safetensors" not in names
 
