@@ -107,7 +107,9 @@ class Api:
         if call.resource is PODS:
             self.kubelet.accept(created)
         if call.resource is NAMESPACES:
-            self.store.create(SERVICE_ACCOUNTS, created["metadata"]["name"], {"metadata": {"name": "default"}})
+            self.store.create(
+                SERVICE_ACCOUNTS, created["metadata"]["name"], {"metadata": {"name": "default"}}
+            )
         return created
 
     def _update(self, call: Call, body: dict[str, Any]) -> dict[str, Any]:

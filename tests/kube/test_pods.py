@@ -288,3 +288,11 @@ def test_scheduling_gate_holds_the_pod_until_it_is_taken_away(
     assert condition(held, "PodScheduled")["reason"] == "SchedulingGated"
     core.patch_namespaced_pod("p", "default", [{"op": "remove", "path": "/spec/schedulingGates"}])
     kube.wait_for_pod(has_ended)
+
+
+def test_commands_in_containers_are_refused_in_plain_words(kube: KubeServer, core: client.CoreV1Api) -> None:
+    core.create_namespaced_pod("default", script_pod("p", "sleep 60"))
+    kube.wait_for_start()
+    with pytest.raises(ApiException, match="runs no commands in containers") as raised:
+        core.connect_get_namespaced_pod_exec("p", "default", command="ls")
+    assert raised.value.status == 403

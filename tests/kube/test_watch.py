@@ -32,6 +32,19 @@ def test_watch_from_a_resource_version_misses_nothing(core: client.CoreV1Api) ->
     assert [event["type"] for event in stream] == ["ADDED", "MODIFIED", "DELETED"]
 
 
+def test_watch_of_a_custom_resource_sees_its_status_change(
+    kube: KubeServer, custom: client.CustomObjectsApi
+) -> None:
+    kube.serve("kueue.x-k8s.io", "v1beta2", "workloads", "Workload")
+    where = ("kueue.x-k8s.io", "v1beta2", "default", "workloads")
+    custom.create_namespaced_custom_object(*where, {"metadata": {"name": "w"}, "spec": {"active": True}})
+    stream = watch.Watch().stream(custom.list_namespaced_custom_object, *where, timeout_seconds=5)
+    assert "status" not in next(stream)["object"]
+    status = {"conditions": [{"type": "Admitted", "status": "True"}]}
+    custom.patch_namespaced_custom_object_status(*where, "w", {"status": status})
+    assert next(stream)["object"]["status"] == status
+
+
 def test_watch_with_a_selector_sees_an_object_leave_it(core: client.CoreV1Api) -> None:
     core.create_namespaced_config_map("default", {"metadata": {"name": "c", "labels": {"in": "yes"}}})
     stream = watch.Watch().stream(
