@@ -24,6 +24,7 @@ from trainer.lock import RunLock
 from trainer.model_files import check_model
 from trainer.nodes import read_nodes
 from trainer.outcome import failed_result, succeeded_result
+from trainer.preflight import check_request, check_room
 from trainer.rank import ParentChannel, RankOutcome, RunOrder
 from trainer.run_dir import RunDir, RunIdentity, identify_run
 from trainer.supervise import StopRequest, Supervisor
@@ -44,6 +45,7 @@ def tune(config: Config, environ: Mapping[str, str], scratch_dir: Path, stop: St
     if read_nodes(environ).rank > 0:
         return _help_node_zero(config, settings, environ, scratch_dir, stop)
     run_dir = RunDir(Path(settings.values["output_dir"]))
+    check_request(settings, environ)
     check_model(settings.values, environ)
     data_sha256 = digest_data(locate_data(settings.values, environ))
     identity = identify_run(config, data_sha256=data_sha256, run_id=environ.get(RUN_ID_ENV_VAR, ""))
@@ -82,6 +84,7 @@ class Attempt:
         self.number = 0
         self.resumed_from: Path | None = None
         self.channel: ParentChannel | None = None
+        self.warnings: list[str] = []
 
     def run(self) -> Result:
         started = time.monotonic()
@@ -119,7 +122,13 @@ class Attempt:
             log.warning("%s", notice)
         return launch
 
+    def _warn(self, sentence: str) -> None:
+        log.warning("%s", sentence)
+        self.warnings.append(sentence)
+
     def _train(self, launch: Launch) -> RankOutcome:
+        gpus = launch.world_size if launch.gpus else 0
+        check_room(self.settings, self.run_dir.path, gpus=gpus, warn=self._warn)
         self.store.clear_staging()
         self.resumed_from = self._choose_checkpoint()
         if self.resumed_from:
@@ -158,7 +167,11 @@ class Attempt:
             "gpu_s": round(self.run_dir.gpu_seconds(), 1),
             "config_sha256": self.identity.config_sha256,
             "data_sha256": self.identity.data_sha256,
-            "notices": [*self.settings.notices, *(self.channel.notices() if self.channel else [])],
+            "notices": [
+                *self.settings.notices,
+                *self.warnings,
+                *(self.channel.notices() if self.channel else []),
+            ],
             **facts,
         }
         if self.resumed_from:

@@ -1,0 +1,113 @@
+"""What can be known before the model loads: whether what the config asks for is there, and whether there is room.
+
+No torch: the parent asks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from airflow_provider_sft.contract.errors import ConfigError, MemoryExhaustedError, StorageFullError
+from airflow_provider_sft.contract.estimate import Estimate, describe_bytes, estimate_run
+from airflow_provider_sft.contract.extras import find_missing_extras
+from airflow_provider_sft.contract.settings import Settings
+from trainer.controller.file import read_controller_plan
+from trainer.data.files import check_allowed
+from trainer.supervise import memory_limit_bytes
+from trainer.tracker_settings import find_tracker_mistakes, is_directory
+
+# Local paths that a config names besides the model and the data.
+_PATHS = (
+    "trainer_controller_config_file",
+    "run_uri_export_path",
+    "logging_dir",
+    "aim_repo",
+    "mlflow_tracking_uri",
+)
+
+
+def check_request(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Prove that optional packages, trackers and the trainer controller's file are as the config needs them.
+
+    :raises ConfigError: with every mistake, a line each
+    :raises AccessDeniedError: a path outside SFT_ALLOWED_ROOTS
+    """
+    values = settings.values
+    for key in _PATHS:
+        if (path := values.get(key)) and is_directory(str(path)):
+            check_allowed(key, Path(str(path).removeprefix("file://")), environ)
+    mistakes = [*find_missing_extras(values), *find_tracker_mistakes(values, environ)]
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    if file := values.get("trainer_controller_config_file"):
+        evaluates = bool(values.get("validation_data_path") or values.get("data_config_path"))
+        read_controller_plan(Path(file), evaluates=evaluates)
+
+
+def check_room(
+    settings: Settings,
+    output_dir: Path,
+    *,
+    gpus: int,
+    warn: Callable[[str], None],
+    memory_bytes: int | None = None,
+) -> None:
+    """Compare the estimate with the free space in output_dir and the container's memory limit.
+
+    What may not be enough is warned of; nothing is said where the model's size is not known.
+
+    :param output_dir: prepared; what the run has left there already counts as free
+    :param memory_bytes: None asks the container, then the host
+    :raises StorageFullError: a single checkpoint and the final model cannot fit
+    :raises MemoryExhaustedError: weights, gradients and optimiser cannot fit
+    """
+    estimate = estimate_run(settings.values, gpus=gpus)
+    if estimate is None or settings.values.get("do_dataprocessing_only"):
+        return
+    for sentence in (*_check_storage(estimate, output_dir), *_check_memory(estimate, memory_bytes)):
+        warn(sentence)
+
+
+def _check_storage(estimate: Estimate, output_dir: Path) -> Iterator[str]:
+    free = shutil.disk_usage(output_dir).free + _size_of_earlier_attempts(output_dir)
+    has = f"output_dir {output_dir} has room for {describe_bytes(free)}"
+    if free < estimate.storage_floor.size_bytes:
+        raise StorageFullError(
+            f"{has} and needs at least {estimate.storage_floor}, so this run cannot fit. Give it a larger volume."
+        )
+    if free < estimate.storage.size_bytes:
+        yield f"{has} and needs at least {estimate.storage}. Lower save_total_limit, or give it a larger volume."
+    elif estimate.kept is None:
+        checkpoint = describe_bytes(estimate.checkpoint.size_bytes)
+        yield f"{has}, a checkpoint is {checkpoint}, and save_total_limit is not set: all checkpoints are kept."
+
+
+def _check_memory(estimate: Estimate, memory_bytes: int | None) -> Iterator[str]:
+    limit = memory_bytes or memory_limit_bytes() or _host_memory_bytes()
+    if limit is None:
+        return
+    has = f"This container's memory is {describe_bytes(limit)}"
+    if limit < estimate.host.size_bytes:
+        raise MemoryExhaustedError(f"{has}, the run needs at least {estimate.host}: it cannot fit.")
+    rows = 0 if estimate.device.size_bytes else estimate.activations.size_bytes
+    if limit < estimate.host.size_bytes + rows:
+        yield (
+            f"{has}, the run needs at least {describe_bytes(estimate.host.size_bytes)}, and rows of max_length tokens "
+            f"roughly {describe_bytes(rows)} more. Lower per_device_train_batch_size or max_length if it runs out."
+        )
+
+
+def _size_of_earlier_attempts(output_dir: Path) -> int:
+    """Checkpoints and model files of this run, which the estimate counts and which are there already."""
+    files = [path for pattern in ("checkpoint-*/**/*", "*.safetensors") for path in output_dir.glob(pattern)]
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _host_memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
