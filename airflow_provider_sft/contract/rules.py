@@ -102,6 +102,15 @@ def _best_of_unequal_strategies(config: Config) -> Iterator[str]:
         )
 
 
+def _plateau_without_evaluation(config: Config) -> Iterator[str]:
+    scheduler = config.get("lr_scheduler_type")
+    if scheduler in ("reduce_lr_on_plateau", "greedy") and eval_strategy_of(config) == "no":
+        yield (
+            f"Config key 'lr_scheduler_type' is {scheduler!r}, which follows the evaluation loss, but nothing is evaluated. "
+            f"Add validation_data_path, or choose another schedule."
+        )
+
+
 def _text_twice(config: Config) -> Iterator[str]:
     if config.get("dataset_text_field") and config.get("data_formatter_template"):
         yield (
@@ -229,6 +238,7 @@ _RULES: tuple[_Rule, ...] = (
     _evaluation_without_data,
     _best_without_evaluation,
     _best_of_unequal_strategies,
+    _plateau_without_evaluation,
     _text_twice,
     _template_without_text,
     _half_a_chat,

@@ -108,6 +108,45 @@ def test_schema_has_the_peers_keys():
     assert set(peers) <= config_keys().keys()
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "overwrite_output_dir",
+        "per_gpu_train_batch_size",
+        "per_gpu_eval_batch_size",
+        "warmup_ratio",
+        "logging_dir",
+        "save_safetensors",
+        "no_cuda",
+        "use_mps_device",
+        "jit_mode_eval",
+        "use_ipex",
+        "fp16_opt_level",
+        "half_precision_backend",
+        "tpu_num_cores",
+        "tpu_metrics_debug",
+        "past_index",
+        "fsdp_min_num_params",
+        "fsdp_transformer_layer_cls_to_wrap",
+        "adafactor",
+        "group_by_length",
+        "use_legacy_prediction_loop",
+        "include_inputs_for_metrics",
+        "fp16_backend",
+        "push_to_hub_model_id",
+        "push_to_hub_organization",
+        "push_to_hub_token",
+        "mp_parameters",
+        "torchdynamo",
+        "ray_scope",
+        "include_tokens_per_second",
+        "max_seq_length",
+    ],
+)
+def test_schema_key_that_transformers_dropped_since_the_peer_is_still_known(key):
+    assert key in config_keys()
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_schema_key_is_typed_described_and_grouped(key):
     prop = config_keys()[key]

@@ -215,6 +215,14 @@ WRONG = [
         "Config key 'load_best_model_at_end' needs save_strategy ('steps') and eval_strategy ('epoch') to be the same. Set both to 'epoch'.",
     ),
     (
+        {"lr_scheduler_type": "greedy"},
+        "Config key 'lr_scheduler_type' is 'greedy', which follows the evaluation loss, but nothing is evaluated. Add validation_data_path, or choose another schedule.",
+    ),
+    (
+        {"accelerate_launch_args": {"fp8_override_linear_precision": "x"}},
+        "accelerate_launch_args.fp8_override_linear_precision is 'x'. Give text such as 'false,false,false'.",
+    ),
+    (
         {"data_formatter_template": "{{text}}"},
         "Config keys 'dataset_text_field' ('text') and 'data_formatter_template' ('{{text}}') exclude each other. Keep one of them.",
     ),

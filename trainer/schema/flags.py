@@ -37,6 +37,11 @@ _CHANGES: dict[str, JSONSchema] = {
     "zero_stage": {"minimum": 0, "maximum": 3},
     "gpu_ids": {"type": ["string", "integer"], "examples": ["0,1"]},
     "fsdp_reshard_after_forward": {"enum": ["true", "false", "FULL_SHARD", "SHARD_GRAD_OP", "NO_RESHARD"]},
+    "fp8_override_linear_precision": {
+        "type": "string",
+        "pattern": "^((true|false),){2}(true|false)$",
+        "examples": ["false,false,false"],
+    },
     "megatron_lm_attention_backend": {"type": "string"},
     "offload_optimizer_device": {"enum": ["none", "cpu", "nvme"]},
     "offload_param_device": {"enum": ["none", "cpu", "nvme"]},
