@@ -1,7 +1,8 @@
-"""What a Python value holds that JSON cannot."""
+"""Python values and JSON: what JSON cannot hold, and objects that come as JSON text."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,17 @@ _MAX_DEPTH = 50
 def describe_not_json(value: Any) -> str | None:
     """` is NaN. Give a finite number.`; None for what JSON can hold."""
     return next(_flaws(value, 0), None)
+
+
+def read_object_text(value: Any) -> Any:
+    """The object that a JSON text holds; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return parsed if isinstance(parsed, dict) else value
 
 
 def _flaws(value: Any, depth: int) -> Iterator[str]:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
+from airflow_provider_sft.contract.json_values import read_object_text
 from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
-from airflow_provider_sft.contract.wording import show
+from airflow_provider_sft.contract.schema import config_keys
+from airflow_provider_sft.contract.wording import describe, show
 
 _REMOTE_CODE_KEY = "trust_remote_code"
 _MAX_DEPTH = 16
@@ -191,6 +193,13 @@ def _two_precisions(config: Config) -> Iterator[str]:
         yield "Config keys 'bf16' and 'fp16' are both true. Keep one of them."
 
 
+def _broken_object_text(config: Config) -> Iterator[str]:
+    for key, value in config.items():
+        takes_object = "object" in describe(config_keys()[key]) if isinstance(value, str) else False
+        if takes_object and value.lstrip().startswith("{") and read_object_text(value) is value:
+            yield f"Config key {key!r} is {show(value)}, which is no JSON. Give an object."
+
+
 def _summed_loss(config: Config) -> Iterator[str]:
     if config.get("enable_reduce_loss_sum") and tuning_method_of(config) == "none":
         yield (
@@ -221,6 +230,7 @@ def _remote_code(config: Config) -> Iterator[str]:
 
 
 def _trusting_paths(value: Any, path: str, depth: int) -> Iterator[str]:
+    value = read_object_text(value)
     if not isinstance(value, Mapping) or depth > _MAX_DEPTH:
         return
     for name, member in value.items():
@@ -248,6 +258,7 @@ _RULES: tuple[_Rule, ...] = (
     _prompt_without_text,
     _quantised_without_adapter,
     _two_precisions,
+    _broken_object_text,
     _summed_loss,
     _writes_over_the_model,
 )

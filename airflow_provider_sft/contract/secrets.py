@@ -7,15 +7,15 @@ environment variables from a Secret.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_sft.contract.json_values import read_object_text
+
 HIDDEN = "***"
 _MAX_DEPTH = 32
-_MAX_JSON_TEXT_CHARS = 100_000
 
 _SECRET_NAME = re.compile(
     r"(^|_)(token|password|passwd|passphrase|secret|credential|credentials|key|apikey)$", re.IGNORECASE
@@ -130,12 +130,7 @@ def _paths_in_mapping(mapping: Mapping[Any, Any], path: str, depth: int) -> Iter
 
 def _is_json_with_secret(text: str, depth: int) -> bool:
     """Some keys take an object as JSON text too."""
-    if not text.lstrip().startswith("{") or len(text) > _MAX_JSON_TEXT_CHARS:
-        return False
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
+    value = read_object_text(text)
     return isinstance(value, dict) and next(_paths_in_mapping(value, "", depth + 1), None) is not None
 
 

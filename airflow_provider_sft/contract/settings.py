@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
 from airflow_provider_sft.contract.errors import ConfigError
+from airflow_provider_sft.contract.json_values import read_object_text
 from airflow_provider_sft.contract.schema import LAUNCH_KEY, JSONSchema, config_keys, launch_flags
 from airflow_provider_sft.contract.validation import examine_config
 
@@ -73,6 +74,7 @@ def _differs_from_upstream(prop: JSONSchema) -> bool:
 def _plain_values(present: Config) -> Config:
     """The peer's spellings of a value in the plain one: `["huggingface"]` is true."""
     values: Config = {key: _NONE_MEANS.get(key) if value is None else value for key, value in present.items()}
+    values = {key: read_object_text(value) if _takes_object(key) else value for key, value in values.items()}
     if isinstance(values.get("padding_free"), list | str):
         values["padding_free"] = True
     if "trackers" in values:
@@ -80,6 +82,11 @@ def _plain_values(present: Config) -> Config:
     if LAUNCH_KEY in values:
         values[LAUNCH_KEY] = {name: _as_argument(name, value) for name, value in values[LAUNCH_KEY].items()}
     return values
+
+
+def _takes_object(key: str) -> bool:
+    prop = config_keys()[key]
+    return any("object" in member.get("type", ()) for member in prop.get("anyOf", [prop]))
 
 
 def _as_argument(flag: str, value: Any) -> Any:

@@ -201,6 +201,15 @@ def test_resolve_config_full_tuning_has_three_spellings(method):
     assert resolve(peft_method=method).values["peft_method"] == "none"
 
 
+@pytest.mark.parametrize("key", ["model_init_kwargs", "lr_scheduler_kwargs", "fsdp_config", "exp_metadata"])
+def test_resolve_config_object_as_json_text_becomes_the_object(key):
+    assert resolve(**{key: '{"a": [1]}'}).values[key] == {"a": [1]}
+
+
+def test_resolve_config_text_of_a_text_key_stays_text():
+    assert resolve(chat_template='{"a": 1}', fsdp_config="/fsdp.json").values["chat_template"] == '{"a": 1}'
+
+
 def test_section_training_is_what_was_given_and_what_differs_from_trl():
     section = resolve(per_device_train_batch_size=2).section("training")
     assert section == {

@@ -219,6 +219,18 @@ WRONG = [
         "Config key 'lr_scheduler_type' is 'greedy', which follows the evaluation loss, but nothing is evaluated. Add validation_data_path, or choose another schedule.",
     ),
     (
+        {"model_init_kwargs": "fast"},
+        "Config key 'model_init_kwargs' is 'fast'. Give an object, null or text such as '{\"a\": 1}'.",
+    ),
+    (
+        {"model_init_kwargs": "{a: 1}"},
+        "Config key 'model_init_kwargs' is '{a: 1}', which is no JSON. Give an object.",
+    ),
+    (
+        {"model_init_kwargs": '{"trust_remote_code": true}'},
+        "Config key 'model_init_kwargs.trust_remote_code' is true: Python code that comes with the model would run in the pod. Whoever runs the pod allows that with SFT_ALLOW_REMOTE_CODE=true; else drop the key.",
+    ),
+    (
         {"accelerate_launch_args": {"fp8_override_linear_precision": "x"}},
         "accelerate_launch_args.fp8_override_linear_precision is 'x'. Give text such as 'false,false,false'.",
     ),

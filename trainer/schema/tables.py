@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+# An object, or the same as JSON text, which is all that a template can give.
+_OBJECT: dict[str, Any] = {
+    "anyOf": [
+        {"type": ["object", "null"]},
+        {"type": "string", "pattern": r"^\s*\{", "examples": ['{"a": 1}']},
+    ]
+}
+
 # Key → what replaces or joins the generated schema.
 CHANGES: dict[str, dict[str, Any]] = {
     # Defaults of the peer.
@@ -129,7 +137,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "description": "Run Python code that a model or tokenizer ships. Refused unless whoever runs the pod allows "
         "it (SFT_ALLOW_REMOTE_CODE).",
     },
+    "lr_scheduler_kwargs": _OBJECT,
+    "dataset_kwargs": _OBJECT,
+    "gradient_checkpointing_kwargs": _OBJECT,
+    "activation_checkpointing_kwargs": _OBJECT,
     "model_init_kwargs": {
+        **_OBJECT,
         "description": "Further arguments of the model's from_pretrained.",
     },
     "trackio_static_space_id": {"anyOf": [{"type": "string"}, {"enum": [False, None]}]},
