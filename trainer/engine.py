@@ -46,6 +46,10 @@ class Engine(SFTTrainer):
         self._finite = finite
         self._saving = False
         collator = kwargs.pop("data_collator")
+        args, config = kwargs["args"], kwargs["model"].config.get_text_config()
+        if args.ddp_find_unused_parameters is None and not getattr(config, "num_experts_per_tok", None):
+            # Looking for them walks the whole graph each step; only experts can be left out of one.
+            args.ddp_find_unused_parameters = False
         with _lm_head_adapters_allowed():
             super().__init__(data_collator=LabelPositions(collator), **kwargs)
         self.remove_callback(PrinterCallback)  # progress is told by our own

@@ -22,7 +22,7 @@ from trainer.progress import read_history
 from trainer.run_dir import SAMPLES_FILE, STATISTICS_FILE
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
-_WIDTH, _HEIGHT, _MARGIN = 640, 220, 44
+_WIDTH, _HEIGHT, _MARGIN = 640, 220, 58
 _TICKS = 4
 
 
@@ -79,12 +79,13 @@ def draw_curve(title: str, history: list[dict[str, Any]], names: Mapping[str, st
         "title": title,
         "width": _WIDTH,
         "height": _HEIGHT,
+        "margin": _MARGIN,
         "lines": [
             {"label": label, "points": " ".join(place(*point) for point in line), "single": len(line) == 1}
             for label, line in series.items()
         ],
         "y_ticks": [
-            {"at": place(0, value).split(","), "text": f"{value:.3g}"}
+            {"at": place(0, value).split(","), "text": _tick(value)}
             for value in (low + (high - low) * index / _TICKS for index in range(_TICKS + 1))
         ],
         "x_ticks": [
@@ -92,6 +93,10 @@ def draw_curve(title: str, history: list[dict[str, Any]], names: Mapping[str, st
             for step in sorted({round(last_step * index / _TICKS) for index in range(_TICKS + 1)})
         ],
     }
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004
 
 
 def _round_range(values: list[float]) -> tuple[float, float]:

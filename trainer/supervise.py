@@ -23,7 +23,7 @@ from airflow_provider_sft.contract.errors import (
 )
 from airflow_provider_sft.contract.exit_codes import ExitCode
 from airflow_provider_sft.contract.progress import describe_duration
-from trainer.launch import Launch
+from trainer.launch import RANK_MODULE, Launch
 from trainer.rank import ParentChannel, RankOutcome
 
 log = logging.getLogger("trainer")
@@ -84,7 +84,7 @@ class Supervisor:
             self._watch(process, started)
         finally:
             self.stop.on_signal = lambda _count: None
-            _kill_group(process)
+            self._kill_all(process)
         return self._conclude(process.returncode, oom=count_oom_kills() > oom_kills_before)
 
     def _watch(self, process: subprocess.Popen[bytes], started: float) -> None:
@@ -106,12 +106,22 @@ class Supervisor:
 
     def _pass_on(self, process: subprocess.Popen[bytes], count: int) -> None:
         if count > 1:
-            _kill_group(process)
+            self._kill_all(process)
             return
         # The ranks themselves, not accelerate's launcher: it would end them after 30 s, saved or not.
         for pid in self.channel.rank_pids() or [process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+
+    def _kill_all(self, process: subprocess.Popen[bytes]) -> None:
+        """Whatever is left, stopped processes too: the launcher's group, and the ranks, which have sessions of their
+        own under it.
+        """
+        for pid in self.channel.rank_pids():
+            if is_running(pid, RANK_MODULE):
+                _kill(os.kill, pid)
+        _kill(os.killpg, process.pid)
+        process.wait()
 
     def _conclude(self, returncode: int, *, oom: bool) -> RankOutcome:
         outcomes = self.channel.outcomes()
@@ -151,11 +161,16 @@ def _to_error(outcome: RankOutcome) -> SFTError:
     return kind(outcome.reason, advice=outcome.advice)
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Whatever is left of the ranks, stopped ones too, and reap the child."""
+def _kill(kill: Callable[[int, int], None], pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        kill(pid, signal.SIGKILL)
+
+
+def is_running(pid: int, module: str) -> bool:
+    """A process of this number runs `python -m module`: numbers are used again."""
+    with contextlib.suppress(OSError):
+        return module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return False
 
 
 def count_oom_kills() -> int:

@@ -28,7 +28,7 @@ def lora(tiny_model_dir, tmp_path_factory):
         "torch_dtype": "float32",
         "max_steps": 60,
         "per_device_train_batch_size": 16,
-        "learning_rate": 2e-2,
+        "learning_rate": 5e-3,
         "logging_strategy": "steps",
         "logging_steps": 10,
         "save_strategy": "steps",

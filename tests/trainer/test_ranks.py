@@ -1,0 +1,137 @@
+"""More than one process: what one rank meets, the run says."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import psutil
+import pytest
+
+from tests.trainer.test_refusals import wait_for
+from tests.trainer.test_resume import assert_bit_equal, step_reached, weights
+
+TWO = {"SET_NUM_PROCESSES_TO_NUM_GPUS": "False"}
+
+
+@pytest.fixture
+def two_ranks(lora_config):
+    return {
+        **lora_config,
+        "accelerate_launch_args": {"num_processes": 2},
+        "max_steps": 40,
+        "save_steps": 5,
+        "lora_dropout": 0.2,
+    }
+
+
+def rank_process(parent_pid: int, rank: int) -> psutil.Process:
+    """The rank's own process, below the parent and accelerate's launcher."""
+    for process in psutil.Process(parent_pid).children(recursive=True):
+        if process.environ().get("RANK") == str(rank):
+            return process
+    raise AssertionError(f"rank {rank} not found")
+
+
+def test_sigterm_to_two_ranks_saves_once_and_resumes_bit_equal(
+    two_ranks, start_trainer, run_trainer, tmp_path
+):
+    run_trainer({**two_ranks, "output_dir": str(tmp_path / "undisturbed")}, **TWO)
+    first = start_trainer(two_ranks, **TWO)
+    wait_for(lambda: step_reached(tmp_path / "out") >= 7)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait() == 206, first.stderr[-3000:]
+    stopped_at = first.result["last_checkpoint_step"]
+    second = run_trainer(two_ranks, **TWO)
+    assert second.result["resumed_from_step"] == stopped_at
+    assert_bit_equal(weights(tmp_path / "out"), weights(tmp_path / "undisturbed"))
+
+
+def test_killed_rank_ends_the_run_204(two_ranks, start_trainer, tmp_path):
+    run = start_trainer({**two_ranks, "max_steps": 100_000, "save_strategy": "no"}, **TWO)
+    wait_for(lambda: step_reached(tmp_path / "out") >= 2)
+    rank_process(run.process.pid, 1).send_signal(signal.SIGKILL)
+    assert run.wait(timeout_s=60) == 204, run.stderr[-3000:]
+
+
+def test_stopped_rank_ends_the_run_205_within_the_hang_timeout(two_ranks, start_trainer, tmp_path):
+    config = {**two_ranks, "max_steps": 100_000, "save_strategy": "no", "hang_timeout_s": 30}
+    run = start_trainer(config, **TWO)
+    wait_for(lambda: step_reached(tmp_path / "out") >= 2)
+    stopped = rank_process(run.process.pid, 1)
+    stopped.send_signal(signal.SIGSTOP)
+    assert run.wait(timeout_s=90) == 205, run.stderr[-3000:]
+    assert "showed no sign of life for 30 s (hang_timeout_s)" in run.result["reason"]
+    assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
+
+
+def test_first_failing_ranks_code_and_sentence_are_the_runs(two_ranks, run_trainer, tmp_path):
+    """The accelerator's out-of-memory, raised in rank 1 alone by an injected sitecustomize."""
+    (tmp_path / "sitecustomize.py").write_text(OUT_OF_MEMORY_IN_RANK_1)
+    run = run_trainer(two_ranks, code=202, PYTHONPATH=str(tmp_path), **TWO)
+    assert (
+        "The accelerator is out of memory: CUDA out of memory. Tried to allocate 20.00 GiB"
+        in run.result["reason"]
+    )
+    assert "gradient_checkpointing" in run.result["advice"]
+
+
+OUT_OF_MEMORY_IN_RANK_1 = """
+import os
+if os.environ.get("RANK") == "1":
+    import torch
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    torch.Tensor.backward = fail
+"""
+
+
+def node(start_trainer, config, rank, port):
+    pet = {
+        "PET_NNODES": "2",
+        "PET_NODE_RANK": str(rank),
+        "PET_NPROC_PER_NODE": "2",
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": str(port),
+    }
+    return start_trainer(config, **TWO, **pet)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_nodes_of_two_ranks_train_one_model_and_leave_one_result(lora_config, start_trainer, tmp_path):
+    config = {**lora_config, "max_steps": 4, "per_device_train_batch_size": 2}
+    port = free_port()
+    nodes = [node(start_trainer, config, rank, port) for rank in (0, 1)]
+    for number, run in enumerate(nodes):
+        assert run.wait() == 0, f"node {number}: {run.stderr[-3000:]}"
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["world_size"], result["distributed"], result["steps"]) == (4, "ddp", 4)
+    assert nodes[1].result["reason"].startswith("Node 1 of 2 did its part")
+    assert "model_path" not in nodes[1].result
+    assert nodes[1].progress == []
+    starts = [
+        line for line in (tmp_path / "out" / "attempts.jsonl").read_text().splitlines() if "started" in line
+    ]
+    assert len(starts) == 1
+
+
+def test_busy_rendezvous_port_is_passed_by(two_ranks, run_trainer):
+    import socket
+
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        config = {
+            **two_ranks,
+            "max_steps": 2,
+            "accelerate_launch_args": {"num_processes": 2, "main_process_port": port},
+        }
+        assert run_trainer(config, **TWO).result["world_size"] == 2
