@@ -22,6 +22,7 @@ from airflow_provider_sft.contract.names import (
 )
 from airflow_provider_sft.contract.outcome import Result, encode_termination_message
 from airflow_provider_sft.contract.validation import validate_config
+from trainer.failures import classify
 from trainer.outcome import failed_result
 from trainer.parent import tune
 from trainer.supervise import StopRequest
@@ -52,9 +53,11 @@ def run(environ: Mapping[str, str], stop: StopRequest) -> Result:
             return tune(config, environ, Path(scratch), stop)
     except SFTError as error:
         return failed_result(error)
-    except Exception as error:
-        log.exception("Unexpected failure of the parent")
-        return failed_result(InternalError(f"{type(error).__name__}: {error}"))
+    except Exception as error:  # an unreadable model or a full volume is no internal error
+        failure = classify(error, model="the model")
+        if isinstance(failure, InternalError):
+            log.exception("Unexpected failure of the parent")
+        return failed_result(failure)
 
 
 def _tell(result: Result) -> None:
