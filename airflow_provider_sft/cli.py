@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_sft.cli_estimate import add_estimate_parser
 from airflow_provider_sft.contract.codec import Config, decode_text, encode_text, parse_config, read_text_file
 from airflow_provider_sft.contract.errors import ConfigError, SFTError
 from airflow_provider_sft.contract.names import CONFIG_ENV_VAR, CONFIG_PATH_ENV_VAR, MAX_ENV_CONFIG_BYTES
+from airflow_provider_sft.vllm_check import add_vllm_check_parser
 
 _EXAMPLES = """\
 examples:
@@ -20,8 +22,11 @@ examples:
   kubectl get cm c -o jsonpath='{.data.config\\.json}' | sft-config validate -
   sft-config decode "$SFT_TRAINER_CONFIG_JSON_ENV_VAR"
   sft-config schema peft_method             one key: type, choices, default, meaning
+  sft-config estimate config.json --gpus 2 --gpu-memory 80Gi   memory and storage at least
+  sft-config vllm-check DIR --vllm 0.33     whether that vLLM serves the adapter in DIR as it was trained
 
-exit codes: 0 right; 64 the config is wrong; 66 no such file; 77 not readable
+exit codes: 0 right; 64 the config is wrong; 66 no such file; 69 the adapter does not load right; 77 not readable;
+201 storage and 202 memory cannot be enough
 """
 Command = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse's own class for it is private
@@ -172,7 +177,14 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 # Each adds one subcommand to the parser; what it needs beyond the contract its command imports when it runs.
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (_add_validate, _add_encode, _add_decode, _add_schema)
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
+    _add_validate,
+    _add_encode,
+    _add_decode,
+    _add_schema,
+    add_estimate_parser,
+    add_vllm_check_parser,
+)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_provider_sft.contract.exit_codes import ExitCode
@@ -31,6 +31,14 @@ _INTERRUPTING_REASONS = (
     "Preempting",
     "DeadlineExceeded",
 )
+_DISRUPTING_EVENTS = (
+    "Preempted",
+    "Evicted",
+    "TaintManagerEviction",
+    "NodeNotReady",
+    "DeletingNode",
+    "ScaleDown",
+)
 _MAX_MESSAGE_CHARS = 600
 
 
@@ -50,6 +58,14 @@ def to_plain(model: Any) -> Any:
         for attribute in model.openapi_types
         if (value := getattr(model, attribute)) is not None
     }
+
+
+def find_disruption(events: Sequence[Mapping[str, Any]]) -> str:
+    """Kubernetes' own words in the events of a pod that is gone; they outlive it. Empty where there are none."""
+    for event in reversed(events):
+        if event.get("reason") in _DISRUPTING_EVENTS:
+            return f"{event['reason']}: {_full_stop(str(event.get('message', '')))}"
+    return ""
 
 
 def trim_pod(pod: Pod) -> Pod:
@@ -88,16 +104,18 @@ def read_result(pod: Pod, container: str) -> Result | None:
 
 
 def failure_of_pod(
-    pod: Pod, *, container: str, gone: bool = False, progress: Progress | None = None
+    pod: Pod, *, container: str, gone: bool = False, why_gone: str = "", progress: Progress | None = None
 ) -> TrainingFailure | None:
     """What ended a pod badly, or None where it succeeded and left a result.
 
     :param pod: as it was last seen
     :param gone: it does not exist any more
+    :param why_gone: from `find_disruption`
     """
     result = read_result(pod, container)
     if gone and not has_ended(pod, container):
-        return _failure_of_disruption(pod, None, result, progress) or _failure_of_gone_pod(pod, progress)
+        why = _disruption(pod) or why_gone
+        return _preemption(why, result, progress) if why else _failure_of_gone_pod(pod, progress)
     exit_code = _terminated(pod, container).get("exitCode")
     if result and result["status"] == "succeeded" and exit_code == 0:
         return None
@@ -155,6 +173,10 @@ def _failure_of_disruption(
     why = _disruption(pod)
     if why is None or (exit_code is not None and exit_code not in _INTERRUPTING_CODES):
         return None
+    return _preemption(why, result, progress)
+
+
+def _preemption(why: str, result: Result | None, progress: Progress | None) -> TrainingFailure:
     step = progress["step"] if progress else result.get("steps") if result else None
     at_step = f" at step {step}" if step else ""
     checkpoint = result.get("last_checkpoint_step") if result else None

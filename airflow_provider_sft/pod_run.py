@@ -17,15 +17,12 @@ from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.progress import Progress
 from airflow_provider_sft.failures import InterruptedFailure, TrainingFailure, TransientFailure
 from airflow_provider_sft.pod_claim import PodClaim
-from airflow_provider_sft.pod_outcome import (
-    Pod,
-    container_state,
-    failure_of_pod,
-    has_ended,
-    is_terminal,
-    read_result,
-    to_plain,
-)
+
+# isort: off
+from airflow_provider_sft.pod_outcome import Pod, container_state, failure_of_pod, find_disruption
+from airflow_provider_sft.pod_outcome import has_ended, is_terminal, read_result, to_plain
+
+# isort: on
 from airflow_provider_sft.pod_start import StartWatch
 from airflow_provider_sft.pod_watch import PodWatch
 from airflow_provider_sft.result_report import announce_result
@@ -50,6 +47,7 @@ class PodRun(KubernetesPodOperator):
     push_result: bool
     _result: Result | None = None
     _last_seen: Pod | None = None
+    _why_gone: str = ""
     _progress: Progress | None = None
 
     def tune(self, context: Context) -> Result | None:
@@ -79,6 +77,7 @@ class PodRun(KubernetesPodOperator):
         name, namespace, uid = event["name"], event["namespace"], event["uid"]
         self.pod = k8s.V1Pod(metadata=k8s.V1ObjectMeta(name=name, namespace=namespace, uid=uid))
         self._progress, self._last_seen = event.get("progress"), event.get("pod")
+        self._why_gone = event.get("why_gone", "")
         if event["status"] == "failed":
             self._give_up(vars(failures)[event["failure"]](event["message"]))
         if event["status"] == "timeout":
@@ -106,7 +105,13 @@ class PodRun(KubernetesPodOperator):
         """Tell how the pod ended. :raises TrainingFailure: badly"""
         self._refuse_if_killed()
         seen, gone = self._last_look()
-        failure = failure_of_pod(seen, container=self.base_container_name, gone=gone, progress=self._progress)
+        failure = failure_of_pod(
+            seen,
+            container=self.base_container_name,
+            gone=gone,
+            why_gone=self._why_gone,
+            progress=self._progress,
+        )
         if failure and self.log_events_on_failure and not gone:
             self._read_pod_container_states(pod, reraise=False)
             self._read_pod_events(pod, reraise=False)
@@ -238,6 +243,7 @@ class PodRun(KubernetesPodOperator):
         current = self._read()
         if current is not None:
             return current, False
+        self._why_gone = self._why_gone or find_disruption(self._read_events())
         return self._last_seen or to_plain(self.pod), True
 
     def _tidy(self, pod: Pod, *, failed: bool) -> None:

@@ -27,8 +27,7 @@ def describe_result(result: Result) -> list[str]:
         f"Model ({result.get('model_kind', 'unknown kind')}): {result.get('model_path', 'unknown path')}",
         _join(
             _phrase("{} steps", result.get("steps")),
-            _phrase("loss {:.4g}", result.get("train_loss_first")),
-            _phrase("to {:.4g}", result.get("train_loss_last")),
+            _losses(result),
             _phrase("eval loss {:.4g}", result.get("eval_loss")),
             _phrase("{}", _duration(result.get("wall_s"))),
             _phrase("{:.2f} GPU hours over all attempts", _hours(result.get("gpu_s"))),
@@ -47,7 +46,13 @@ def _phrase(form: str, value: float | str | None) -> str:
 
 
 def _join(*phrases: str) -> str:
-    return ", ".join(phrase for phrase in phrases if phrase).replace(", to ", " to ")
+    return ", ".join(phrase for phrase in phrases if phrase)
+
+
+def _losses(result: Result) -> str:
+    losses = [result.get("train_loss_first"), result.get("train_loss_last")]
+    known = [f"{loss:.4g}" for loss in losses if loss is not None]
+    return f"loss {' to '.join(known)}" if known else ""
 
 
 def _duration(seconds: float | None) -> str | None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_sft.contract.adapter_files import embedding_side
+from airflow_provider_sft.contract.adapter_layout import embedding_side
 from airflow_provider_sft.contract.model_size import ModelSize, Shape, find_model_size
 
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "auto": 2}

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_sft.contract.adapter_files import embedding_side, read_tensor_file
+from airflow_provider_sft.contract.adapter_files import read_tensor_file
+from airflow_provider_sft.contract.adapter_layout import embedding_side
 from airflow_provider_sft.contract.errors import SFTError
 
 _SIZE_IN_NAME = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bmt])(?![a-z0-9])")

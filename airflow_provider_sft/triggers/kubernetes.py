@@ -17,7 +17,7 @@ from airflow_provider_sft.api_patience import (
     describe_api_error,
     is_passing,
 )
-from airflow_provider_sft.pod_outcome import Pod, to_plain, trim_pod
+from airflow_provider_sft.pod_outcome import Pod, find_disruption, to_plain, trim_pod
 from airflow_provider_sft.pod_start import StartWatch
 from airflow_provider_sft.pod_watch import PodWatch
 
@@ -75,7 +75,12 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
                 return {"status": "timeout"}
             pod = await self._read()
             if pod is None:
-                return {"status": "gone", "pod": trim_pod(self._watch.last) if self._watch.last else None}
+                why = find_disruption(await self._read_events())
+                return {
+                    "status": "gone",
+                    "pod": self._watch.last and trim_pod(self._watch.last),
+                    "why_gone": why,
+                }
             self._watch.see(pod)
             if self._watch.is_pending(pod):
                 if failure := self._watch.judge(pod, await self._read_events()):

@@ -81,9 +81,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(
-    podman: Podman, image: str, run_dir: Path, model_dir: Path
-) -> Iterator[Callable[..., Container]]:
+def start(podman: Podman, image: str, run_dir: Path, model_dir: Path) -> Iterator[Callable[..., Container]]:
     """The seed's `docker run` line, locked down; containers that still run at the end are removed."""
     names: list[str] = []
 

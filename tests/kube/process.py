@@ -58,8 +58,8 @@ class ContainerProcess:
     async def wait(self) -> int:
         """The exit code as a shell counts it: 128 + signal for a death by signal."""
         await self._exited.wait()
-        code = self._process.wait()
         self.kill()
+        code = self._process.wait()
         await self._reading
         return code if code >= 0 else 128 - code
 
@@ -72,8 +72,9 @@ class ContainerProcess:
 
     def kill(self) -> None:
         """Kill the first process and all that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        if self._process.returncode is None:  # once it is reaped, its number may be somebody else's
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         for pid in _find_marked(f"{_MARK}={self._mark}".encode()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -426,10 +426,10 @@ controllers:
 def test_a_mistake_ends_the_run_before_the_model_loads(run_trainer, lora_config, tmp_path):
     config = {
         **lora_config,
-        "trainer_controller_config_file": str(write(tmp_path, GOOD.replace("on_log", "log"))),
+        "trainer_controller_config_file": str(write(tmp_path, GOOD.replace("on_log", "on_logs"))),
     }
     run = run_trainer(config, code=64)
     assert run.result["reason"] == (
-        "controller.yaml: controllers[0] (c): trigger 'log' is no event. Did you mean 'on_log'?"
+        "controller.yaml: controllers[0] (c): trigger 'on_logs' is no event. Did you mean 'on_log'?"
     )
     assert not (tmp_path / "out").exists()

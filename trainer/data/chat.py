@@ -181,8 +181,7 @@ class ChatTemplate:
         gaps = _gaps(text)
         if gaps is None:
             return None
-        invitation = invited[len(asked) :] if invited.startswith(asked) else ""
-        header = _assistant_header(gaps[0], invitation)
+        header = _assistant_header(gaps[0], _after_words(asked), _after_words(invited))
         stop = self._stop(gaps[1])
         stop = stop if gaps[3].startswith(stop) else ""
         follows = gaps[1]
@@ -206,16 +205,21 @@ def _gaps(text: str) -> list[str] | None:
     return [text[start + len(words) : end] for words, start, end in zip(_WORDS, places, ends, strict=True)]
 
 
-def _assistant_header(gap: str, invitation: str) -> str:
+def _after_words(text: str) -> str:
+    """What stands after the user's words, in a text that ends with the user's turn."""
+    return text.rpartition(_WORDS[0])[2]
+
+
+def _assistant_header(gap: str, asked: str, invited: str) -> str:
     """What every assistant's turn starts with.
 
-    :param gap: between the user's words and the assistant's; it may begin with the end of the user's turn
-    :param invitation: the generation prompt; it may go on past the header, with `<think>` for example
+    :param gap: between the user's words and the assistant's
+    :param asked: the end of the user's turn
+    :param invited: the same with what invites an answer, which may go on past the header, with `<think>` for example
     """
-    for length in range(len(invitation), 0, -1):
-        if gap.endswith(invitation[:length]) and invitation[:length].strip():
-            return invitation[:length]
-    return gap
+    header = gap[: _common_length(gap, invited)]
+    rest = header[len(asked) :] if header.startswith(asked) else ""
+    return rest if rest.strip() else header
 
 
 def _search_turns(text: str, frame: _Frame) -> list[Span]:

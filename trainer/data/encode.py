@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -127,27 +127,21 @@ class Encoder:
         self, encodings: Sequence[Any], examples: Sequence[Example], *, special_tokens: bool
     ) -> EncodedRows:
         """Token ids and labels of tokenised examples, cut to length."""
-        flat, lengths, whole_lengths = array("i"), [], []
-        firsts, lasts = list[int](), list[int]()
-        for encoding, (_, spans) in zip(encodings, examples, strict=True):
-            ids = encoding.ids
-            ranges = trained_ranges(encoding, spans) if spans else []
-            if self._extra_ids and special_tokens:
-                ids, ranges = self._end(ids, ranges, spans)
-            whole_lengths.append(len(ids))
-            if len(ids) > self._max_length:
-                ids, ranges = self._cut(ids, ranges)
-            for first, last in ranges:
-                firsts.append(len(flat) + first)
-                lasts.append(len(flat) + last)
-            flat.extend(ids)
-            lengths.append(len(ids))
-        ids_array = np.frombuffer(flat, dtype=np.int32) if flat else np.zeros(0, np.int32)
+        rows = [encoding.ids for encoding in encodings]
+        ranges = [
+            trained_ranges(encoding, spans) if spans else []
+            for encoding, (_, spans) in zip(encodings, examples, strict=True)
+        ]
+        if self._extra_ids and special_tokens:
+            for index, (_, spans) in enumerate(examples):
+                rows[index], ranges[index] = self._end(rows[index], ranges[index], spans)
+        whole_lengths = _lengths(rows)
+        for index in np.flatnonzero(whole_lengths > self._max_length).tolist():
+            rows[index], ranges[index] = self._cut(rows[index], ranges[index])
+        lengths = _lengths(rows)
+        ids = np.fromiter(chain.from_iterable(rows), np.int32, lengths.sum())
         return EncodedRows(
-            ids_array,
-            np.where(_mask(len(flat), firsts, lasts), ids_array, np.int32(NOT_TRAINED)),
-            np.array(lengths, dtype=np.int64),
-            np.array(whole_lengths, dtype=np.int64),
+            ids, np.where(_mask(lengths, ranges), ids, np.int32(NOT_TRAINED)), lengths, whole_lengths
         )
 
     def _end(
@@ -168,8 +162,14 @@ class Encoder:
         return ids[cut : cut + limit], kept
 
 
-def _mask(size: int, firsts: list[int], lasts: list[int]) -> npt.NDArray[np.bool_]:
-    edges = np.zeros(size + 1, dtype=np.int8)
-    edges[firsts] += 1
-    edges[lasts] -= 1
+def _lengths(rows: Sequence[list[int]]) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(len, rows), np.int64, len(rows))
+
+
+def _mask(lengths: npt.NDArray[np.int64], ranges: Sequence[list[Span]]) -> npt.NDArray[np.bool_]:
+    """What is trained of all rows behind each other."""
+    starts = (np.cumsum(lengths) - lengths).tolist()
+    edges = np.zeros(int(lengths.sum()) + 1, dtype=np.int8)
+    edges[[start + first for start, spans in zip(starts, ranges, strict=True) for first, _ in spans]] += 1
+    edges[[start + last for start, spans in zip(starts, ranges, strict=True) for _, last in spans]] -= 1
     return np.cumsum(edges[:-1], dtype=np.int8).astype(np.bool_)

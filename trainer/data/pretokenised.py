@@ -8,6 +8,7 @@ import numpy.typing as npt
 from airflow_provider_sft.contract.errors import DataError
 from trainer.data.encode import EncodedRows
 from trainer.data.masking import NOT_TRAINED
+from trainer.data.row_format import describe_value
 from trainer.data.rows import RowChunk
 
 
@@ -40,12 +41,12 @@ def read_tokens(chunk: RowChunk, vocabulary: int, max_length: int) -> EncodedRow
 def _tokens(chunk: RowChunk, index: int, column: str, vocabulary: int) -> npt.NDArray[np.int32]:
     value = chunk.rows[index].get(column)
     try:
-        tokens = np.array(value, dtype=np.int64, ndmin=1)
-    except (TypeError, ValueError, OverflowError):
-        tokens = np.zeros((0, 0), dtype=np.int64)
-    if not isinstance(value, list) or tokens.ndim != 1:
+        tokens = np.array(value) if value else np.zeros(0, dtype=np.int64)
+    except ValueError:
+        tokens = np.zeros((0, 0))
+    if not isinstance(value, list) or tokens.ndim != 1 or tokens.dtype.kind != "i":
         raise DataError(
-            f"{chunk.where(index)}: {column} is {type(value).__name__}. Expected a list of token ids."
+            f"{chunk.where(index)}: {column} is {describe_value(value)}. Expected a list of token ids."
         )
     lowest = NOT_TRAINED if column == "labels" else 0
     wrong = (tokens >= vocabulary) | ((tokens < 0) & (tokens != lowest))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from airflow_provider_sft.contract.errors import DataError
 from trainer.data.masking import Span
@@ -41,20 +41,27 @@ class Pretokenised:
     unlabelled: str = "no label of theirs is trained"
 
 
-def read_string(chunk: RowChunk, index: int, column: str, named_by: str) -> str:
-    """
+def read_strings(chunk: RowChunk, column: str, named_by: str) -> list[str]:
+    """The texts of one column.
+
     :param named_by: for the sentence: the key that names the column
-    :raises DataError: missing, or no string
+    :raises DataError: missing, or no string, in a row that is named
     """
-    value = chunk.rows[index].get(column)
-    if type(value) is str:
-        return value
-    if column not in chunk.rows[index]:
-        present = ", ".join(map(repr, chunk.rows[index])) or "nothing"
-        raise DataError(
+    values = [row.get(column) for row in chunk.rows]
+    for index, value in enumerate(values):
+        if type(value) is not str:
+            raise _no_string(chunk, index, column, named_by)
+    return cast("list[str]", values)
+
+
+def _no_string(chunk: RowChunk, index: int, column: str, named_by: str) -> DataError:
+    row = chunk.rows[index]
+    if column not in row:
+        present = ", ".join(map(repr, row)) or "nothing"
+        return DataError(
             f"{chunk.where(index)}: {column!r} is missing. {named_by} names it, and the row has {present}. Add it."
         )
-    raise DataError(f"{chunk.where(index)}: {column!r} is {describe_value(value)}. Expected a string.")
+    return DataError(f"{chunk.where(index)}: {column!r} is {describe_value(row[column])}. Expected a string.")
 
 
 def describe_value(value: Any) -> str:

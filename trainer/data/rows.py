@@ -163,8 +163,7 @@ def _read_hub(hub_id: str, key: str, split: str, *, streaming: bool) -> Iterator
 
 def _chunks(path: Path, rows: Iterator[tuple[int, Row]]) -> Iterator[RowChunk]:
     while chunk := list(islice(rows, CHUNK_ROWS)):
-        numbers, contents = zip(*chunk, strict=True)
-        yield RowChunk(str(path), list(contents), numbers)
+        yield RowChunk(str(path), [row for _, row in chunk], [number for number, _ in chunk])
 
 
 def _undecodable_line(path: Path) -> int:

@@ -39,6 +39,9 @@ class RowTemplate:
                 f"{key} names {unknown[0]!r}, and the rows have {', '.join(map(repr, columns))}. Name one of them."
             )
 
+    def fill_all(self, chunk: RowChunk) -> list[str]:
+        return [self.fill(chunk, index) for index in range(len(chunk.rows))]
+
     def fill(self, chunk: RowChunk, index: int) -> str:
         """
         :raises DataError: this row lacks a column

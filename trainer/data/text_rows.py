@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.data.masking import TO_END
-from trainer.data.row_format import Example, read_string
+from trainer.data.masking import TO_END, Span
+from trainer.data.row_format import Example, read_strings
 from trainer.data.rows import RowChunk
 
 _BLANK = (" ", "\n", "\t")
+_WHOLE: list[Span] = [(0, TO_END)]
 
 
 @dataclass(frozen=True)
 class TextRows:
     """One text a row, trained from the end of the last `response_template` on, or whole."""
 
-    read_text: Callable[[RowChunk, int], str]
+    read_texts: Callable[[RowChunk], list[str]]
     description: str
     response_template: str | None
     eos: str
@@ -27,16 +28,17 @@ class TextRows:
         return f"response_template {self.response_template!r} does not occur in them"
 
     def render(self, chunk: RowChunk) -> list[Example]:
-        read, template, eos = self.read_text, self.response_template, self.eos
-        examples: list[Example] = []
-        for index in range(len(chunk.rows)):
-            text = read(chunk, index)
-            found = text.rfind(template) + len(template) if template and template in text else None
-            if eos and not text.endswith(eos):
-                text += eos
-            start = 0 if template is None else found
-            examples.append((text, None if start is None else [(start, TO_END)]))
-        return examples
+        eos, template = self.eos, self.response_template
+        texts = self.read_texts(chunk)
+        ended = [text if eos and text.endswith(eos) else text + eos for text in texts]
+        if template is None:
+            return [(text, _WHOLE) for text in ended]
+        starts = [text.rfind(template) for text in texts]
+        size = len(template)
+        return [
+            (text, [(start + size, TO_END)] if start >= 0 else None)
+            for text, start in zip(ended, starts, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -61,25 +63,24 @@ class PairRows:
         return f"pairs of {self.prompt!r} ({masked}) and {self.answer!r}"
 
     def render(self, chunk: RowChunk) -> list[Example]:
-        return [self._example(chunk, index) for index in range(len(chunk.rows))]
+        prompts, answers = (
+            read_strings(chunk, column, "The first row") for column in (self.prompt, self.answer)
+        )
+        return [self._example(*pair) for pair in zip(prompts, answers, strict=True)]
 
-    def _example(self, chunk: RowChunk, index: int) -> Example:
-        prompt = read_string(chunk, index, self.prompt, "The first row")
-        answer = read_string(chunk, index, self.answer, "The first row")
+    def _example(self, prompt: str, answer: str) -> Example:
         joint = (
             " "
             if self.joined_by_space and not prompt.endswith(_BLANK) and not answer.startswith(_BLANK)
             else ""
         )
         ending = "" if self.eos and answer.endswith(self.eos) else self.eos
-        return f"{prompt}{joint}{answer}{ending}", [(0 if self.whole else len(prompt), TO_END)]
+        return f"{prompt}{joint}{answer}{ending}", _WHOLE if self.whole else [(len(prompt), TO_END)]
 
 
-def read_column(column: str, named_by: str) -> Callable[[RowChunk, int], str]:
-    """A reader of one column's text."""
+def read_column(column: str, named_by: str) -> Callable[[RowChunk], list[str]]:
+    """A reader of one column's texts.
 
-    def read(chunk: RowChunk, index: int) -> str:
-        value = chunk.rows[index].get(column)
-        return value if type(value) is str else read_string(chunk, index, column, named_by)
-
-    return read
+    :param named_by: for sentences: the key that names the column
+    """
+    return lambda chunk: read_strings(chunk, column, named_by)

@@ -1,0 +1,70 @@
+# One way to do each thing; people and CI call the same. Everything runs in .venv, which `make install` makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+ARGS ?=
+CODE := airflow_provider_sft trainer dags tests tools
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench faults image image-pins image-test vllm schema docs pin clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: $(STAMP) ## make .venv with the tested versions, once
+# A second call finds the stamp and does nothing, until pyproject.toml or constraints.txt change.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
+# Airflow's providers take 17 s to import without bytecode, and its limit for a DAG file is 30 s.
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	touch $@
+
+demo: install ## tune a real small model from an Airflow DAG on this machine
+	$(BIN)/python -m tools.demo $(ARGS)
+
+test: install ## the test suite; ARGS="-k lora" to choose
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=term:skip-covered $(ARGS)
+
+check: install ## lint, format, types, sizes
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/python tools/sizes.py airflow_provider_sft trainer dags tools
+
+format: install ## apply what check asks for, where it can be applied
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: install ## every tests/bench/bench_*.py
+	$(BIN)/python -m tools.bench $(ARGS)
+
+faults: install ## the long fault loops
+	$(BIN)/python -m pytest -m faults $(ARGS)
+
+image: ## build the trainer image
+	images/build.sh $(ARGS)
+
+image-test: install ## run the image as the pod runs it
+	$(BIN)/python -m pytest -m image tests/image $(ARGS)
+
+image-pins: install ## write images/requirements-*.txt anew from constraints.txt (needs uv)
+	$(BIN)/python -m tools.image_pins
+
+vllm: install ## our verdict on adapters against released vLLM, whose wheels it fetches (2 GB)
+	$(BIN)/python -m tools.vllm $(ARGS)
+
+schema: install ## write contract/config_schema.json anew from the trainer's dataclasses
+	$(BIN)/python -m trainer.schema
+
+docs: install ## write the generated key reference anew
+	$(BIN)/python -m tools.docs
+
+pin: install ## write constraints.txt anew from .venv
+	$(BIN)/python tools/constraints.py > constraints.new && mv constraints.new constraints.txt && touch $(STAMP)
+
+clean: ## remove everything that these targets made
+	rm -rf $(VENV) .demo build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,183 @@
+"""Tune a model in a pod that asks for GPUs and ephemeral storage."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.cncf.kubernetes.secret import Secret
+
+from airflow_provider_sft.config_field import PATH_KEYS, ConfigField
+from airflow_provider_sft.contract.codec import encode_config
+from airflow_provider_sft.contract.names import CONFIG_ENV_VAR, RUN_ID_ENV_VAR
+from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.failures import LaunchFailure
+from airflow_provider_sft.pod_claim import CONFIG_ANNOTATION, RUN_ID_ANNOTATION, digest_config
+from airflow_provider_sft.pod_request import PodNeeds, lay_under
+from airflow_provider_sft.pod_run import PodRun
+from airflow_provider_sft.sizing import choose_sizes
+from airflow_provider_sft.task_identity import build_run_id
+from airflow_provider_sft.volumes import Mount, parse_volumes, scratch_mount, shm_mount
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+    from kubernetes.client import models as k8s
+
+_HOUR_S = 3600
+
+
+class SFTTrainerOperator(ConfigField, PodRun):
+    """Tunes a language model in a pod.
+
+    Every parameter of :class:`KubernetesPodOperator` is there and wins over what is set here; these are ours:
+
+    :param config: a dict, JSON text, the path of a JSON file beside the DAG file, or an XComArg of one of these.
+        Its values are data: only those of `templated_config_keys` are templated. None leaves it to
+        SFT_TRAINER_CONFIG_JSON_PATH in `env_vars` and a volume
+    :param gpus: how many, in units of `gpu_resource`; 0 trains on CPU (templated)
+    :param gpu_resource: also `nvidia.com/mig-1g.10gb`, `amd.com/gpu` and the like
+    :param cpu: `"5/10"` is a request and a limit, `"5"` both; likewise `memory` and `ephemeral_storage`.
+        What is not given is derived from the config, and the log says how (all templated)
+    :param shm_size: of /dev/shm, which counts against the memory limit
+    :param volumes: mount path to `pvc:CLAIM`, `pvc:CLAIM:ro`, `configmap:NAME`, `secret:NAME`, `emptydir` or
+        `emptydir:SIZE`; or a list of V1Volume as in the parent (templated)
+    :param secrets: environment variable to `SECRET/KEY`, such as `{"HF_TOKEN": "hub/token"}`; or a list of Secret
+    :param queue_name: Kueue's queue (templated)
+    :param model_parameters: the size of the model, such as `13e9`, where neither its path nor its name tells
+    :param templated_config_keys: by default those that hold paths
+    :param extra_config_keys: keys that this version does not know and the image does
+    :param do_xcom_push: whether the result becomes the task's XCom. There is no side-car
+    """
+
+    template_fields: Sequence[str] = (
+        *("config", "gpus", "cpu", "memory", "ephemeral_storage", "queue_name", "secrets"),
+        *KubernetesPodOperator.template_fields,
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **KubernetesPodOperator.template_fields_renderers,
+        "config": "json",
+    }
+    ui_color = "#e8e0f7"
+
+    def __init__(  # noqa: PLR0913  # keyword-only, as the parent
+        self,
+        *,
+        config: Mapping[str, Any] | str | os.PathLike[str] | Any = None,
+        gpus: int | str = 1,
+        gpu_resource: str = "nvidia.com/gpu",
+        cpu: str | None = None,
+        memory: str | None = None,
+        ephemeral_storage: str | None = None,
+        shm_size: str = "8Gi",
+        volumes: Mapping[str, str] | list[k8s.V1Volume] | None = None,
+        secrets: Mapping[str, str] | list[Secret] | None = None,
+        queue_name: str | None = None,
+        model_parameters: float | None = None,
+        templated_config_keys: Sequence[str] = PATH_KEYS,
+        extra_config_keys: Sequence[str] = (),
+        do_xcom_push: bool = True,
+        deferrable: bool = True,
+        poll_interval: float = 5,
+        schedule_timeout_seconds: int = 24 * _HOUR_S,
+        startup_timeout_seconds: int = _HOUR_S,
+        termination_grace_period: int = 300,
+        on_finish_action: str = "delete_succeeded_pod",
+        log_pod_spec_on_failure: bool = False,
+        container_name_log_prefix_enabled: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            volumes=volumes,  # type: ignore[arg-type]  # the short form too: build_pod_request_obj turns it into V1Volumes
+            secrets=secrets,  # type: ignore[arg-type]  # likewise
+            do_xcom_push=False,  # the parent's flag adds a side-car
+            deferrable=deferrable,
+            poll_interval=poll_interval,
+            schedule_timeout_seconds=schedule_timeout_seconds,
+            startup_timeout_seconds=startup_timeout_seconds,
+            termination_grace_period=termination_grace_period,
+            on_finish_action=on_finish_action,
+            log_pod_spec_on_failure=log_pod_spec_on_failure,
+            container_name_log_prefix_enabled=container_name_log_prefix_enabled,
+            **kwargs,
+        )
+        self.config = config
+        self.gpus = gpus
+        self.gpu_resource = gpu_resource
+        self.cpu = cpu
+        self.memory = memory
+        self.ephemeral_storage = ephemeral_storage
+        self.shm_size = shm_size
+        self.queue_name = queue_name
+        self.model_parameters = model_parameters
+        self.templated_config_keys = templated_config_keys
+        self.extra_config_keys = extra_config_keys
+        self.push_result = do_xcom_push
+
+    def execute(self, context: Context) -> Result | None:
+        self.name = self._set_name(self.name)
+        return self.tune(context)
+
+    def build_pod_request_obj(self, context: Context | None = None, **options: Any) -> k8s.V1Pod:
+        """Builds on a copy: the parent changes the operator's fields, and a second call must give the same pod."""
+        builder = copy.copy(self)
+        builder.secrets = _parse_secrets(self.secrets)
+        builder.volumes = [] if isinstance(self.volumes, Mapping) else self.volumes
+        lay_under(builder, self._needs(context))
+        return super(SFTTrainerOperator, builder).build_pod_request_obj(context, **options)
+
+    def _needs(self, context: Context | None) -> PodNeeds:
+        config = {} if self.config is None else self.check_config()
+        sizes = choose_sizes(config, self.model_parameters, self.gpus_wanted, log=self.log)
+        return PodNeeds(
+            gpus=self.gpus_wanted,
+            gpu_resource=self.gpu_resource,
+            cpu=self.cpu or sizes.cpu,
+            memory=self.memory or sizes.memory,
+            ephemeral_storage=self.ephemeral_storage or sizes.ephemeral_storage,
+            queue_name=self.queue_name,
+            env=self._environment(config, context),
+            annotations=self._annotations(config, context),
+            mounts=self._mounts(),
+        )
+
+    @property
+    def gpus_wanted(self) -> int:
+        try:
+            return int(self.gpus)
+        except ValueError:
+            raise LaunchFailure(f"gpus is {self.gpus!r}. Give a whole number; 0 trains on CPU.") from None
+
+    def _environment(self, config: Mapping[str, Any], context: Context | None) -> dict[str, str]:
+        environment = {"HF_HOME": "/tmp/huggingface"}  # noqa: S108  # the root file system is read-only
+        if config:
+            environment[CONFIG_ENV_VAR] = encode_config(config)
+        if context:
+            environment[RUN_ID_ENV_VAR] = build_run_id(context)
+        return environment
+
+    def _annotations(self, config: Mapping[str, Any], context: Context | None) -> dict[str, str]:
+        if not context:
+            return {}
+        return {RUN_ID_ANNOTATION: build_run_id(context), CONFIG_ANNOTATION: digest_config(config)}
+
+    def _mounts(self) -> list[Mount]:
+        own = parse_volumes(self.volumes) if isinstance(self.volumes, Mapping) else []
+        paths = {mount.volume_mount.mount_path for mount in own}
+        defaults = [shm_mount(self.shm_size), scratch_mount()]
+        return [*own, *(mount for mount in defaults if mount.volume_mount.mount_path not in paths)]
+
+
+def _parse_secrets(secrets: Mapping[str, str] | Sequence[Secret]) -> list[Secret]:
+    if not isinstance(secrets, Mapping):
+        return list(secrets)
+    return [_parse_secret(variable, source) for variable, source in secrets.items()]
+
+
+def _parse_secret(variable: str, source: str) -> Secret:
+    name, _, key = source.partition("/")
+    if not name or not key:
+        raise LaunchFailure(f"secrets[{variable!r}] is {source!r}. Give 'SECRET/KEY', such as 'hub/token'.")
+    return Secret("env", variable, name, key)  # type: ignore[no-untyped-call]

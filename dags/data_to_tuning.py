@@ -1,0 +1,53 @@
+"""From data to a verdict: prepare rows, ask the model as it is, tune it, ask again about rows it never saw.
+
+`corpus` is a folder of dialogues, a folder a language, such as the package chatterbot-corpus ships.
+"""
+
+from __future__ import annotations
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_sft.examples.held_out import compare, evaluate
+from airflow_provider_sft.examples.languages import write_language_rows
+from airflow_provider_sft.operators import LocalSFTTrainerOperator
+
+RUN_DIR = "{{ params.work_dir }}/{{ run_id }}"
+
+with DAG(
+    "data_to_tuning",
+    schedule=None,
+    params={
+        "model": "/data/models/SmolLM2-135M-Instruct",
+        "corpus": "/data/corpus",
+        "work_dir": "/data/languages",
+    },
+    doc_md=__doc__,
+    tags=["sft"],
+):
+    rows = task(task_id="prepare")(write_language_rows)(
+        corpus_dir="{{ params.corpus }}", output_dir=f"{RUN_DIR}/data"
+    )
+    before = task(task_id="ask_before")(evaluate)(
+        model="{{ params.model }}", data=rows["held_out"], output=f"{RUN_DIR}/before.json"
+    )
+    tune = LocalSFTTrainerOperator(
+        task_id="tune",
+        config={
+            "model_name_or_path": "{{ params.model }}",
+            "training_data_path": rows["train"],
+            "output_dir": f"{RUN_DIR}/adapter",
+            "peft_method": "lora",
+            "learning_rate": 1e-3,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 4,
+            "logging_strategy": "steps",
+            "logging_steps": 1,
+        },
+    )
+    after = task(task_id="ask_after")(evaluate)(
+        model="{{ params.model }}",
+        adapter=tune.output["model_path"],
+        data=rows["held_out"],
+        output=f"{RUN_DIR}/after.json",
+    )
+    task(task_id="verdict")(compare)(before=before, after=after)
