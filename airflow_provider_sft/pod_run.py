@@ -287,18 +287,14 @@ class PodRun(KubernetesPodOperator):
     def _skip_if_asked(self, pod: Pod) -> None:
         exit_code = container_state(pod, self.base_container_name).get("terminated", {}).get("exitCode")
         if exit_code is not None and exit_code in self.skip_on_exit_code:
-            raise AirflowSkipException(
-                f"The trainer ended with exit code {exit_code}: skipped, as skip_on_exit_code says."
-            )
+            raise AirflowSkipException(f"Exit code {exit_code}: skipped, as skip_on_exit_code says.")
 
     def _refuse_if_killed(self) -> None:
         if self._killed:
-            raise InterruptedFailure(
-                "The task was told to end; the pod got SIGTERM, saves and is deleted. The retry resumes."
-            )
+            told = "The task was told to end; the pod got SIGTERM, saves and is deleted. The retry resumes."
+            raise InterruptedFailure(told)
 
     def _call_back(self, name: str, context: Context | None, **arguments: Any) -> None:
+        told = {"client": self.client, "mode": ExecutionMode.SYNC, "operator": self, "context": context}
         for callback in self.callbacks:
-            getattr(callback, name)(
-                client=self.client, mode=ExecutionMode.SYNC, operator=self, context=context, **arguments
-            )
+            getattr(callback, name)(**told, **arguments)
