@@ -148,7 +148,9 @@ def test_memory_limit_ends_the_run_and_leaves_the_last_checkpoint_whole(start, s
         "--memory-swap",
         "1600m",
     )
-    assert container.wait() in (137, 202), container.output[-4000:]
+    code = container.wait()
+    assert code in (137, 202), container.output[-4000:]
+    print(f"memory limit: exit code {code}, {container.message['reason'] if code == 202 else ''}")
     assert find_flaw(container.path(OUTPUT_DIR) / "checkpoint-4") is None
     assert not (container.path(OUTPUT_DIR) / ".complete").exists()
 
