@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, NotFoundError
-from trainer.data.files import check_allowed
+from trainer.data.roots import check_allowed
 from trainer.files import read_json
 
 

@@ -15,7 +15,7 @@ from airflow_provider_sft.contract.estimate import Estimate, describe_bytes, est
 from airflow_provider_sft.contract.extras import find_missing_extras
 from airflow_provider_sft.contract.settings import Settings
 from trainer.controller.file import read_controller_plan
-from trainer.data.files import check_allowed
+from trainer.data.roots import check_allowed
 from trainer.supervise import memory_limit_bytes
 from trainer.tracker_settings import find_tracker_mistakes, is_directory
 

@@ -11,6 +11,7 @@ from typing import Any
 from airflow_provider_sft.contract.errors import ConfigError
 from trainer.data.checks import check_keys, show, take, take_choice
 from trainer.data.plan import DataPlan, DatasetSpec, HandlerSpec, read_text_file
+from trainer.data.roots import check_allowed
 
 _PROCESSOR_KEYS = (
     "type", "sampling_stopping_strategy", "seed", "streaming", "chat_template", "chat_template_path",
@@ -26,7 +27,7 @@ _TEMPLATE_KEYS = ("chat_template", "chat_template_path", "chat_template_base64")
 _TOLERANCE = 1e-6
 
 
-def read_data_config(path: Path, values: Mapping[str, Any]) -> DataPlan:
+def read_data_config(path: Path, values: Mapping[str, Any], environ: Mapping[str, str]) -> DataPlan:
     """
     :param values: `settings.values`, which must agree with a stream
     :raises ConfigError: wrong in one place, which is named
@@ -51,7 +52,7 @@ def read_data_config(path: Path, values: Mapping[str, Any]) -> DataPlan:
             processor, "sampling_stopping_strategy", _STRATEGIES, "all_exhausted", where
         ),
         seed=take(processor, "seed", int, 42, where),
-        chat_template=_read_chat_template(processor, where),
+        chat_template=_read_chat_template(processor, where, environ),
     )
     _check_weights(plan, path)
     if plan.streaming:
@@ -122,7 +123,7 @@ def _read_handlers(handlers: Any, where: str) -> Iterator[HandlerSpec]:
         yield HandlerSpec(name, take(handler, "arguments", dict, {}, place), place)
 
 
-def _read_chat_template(processor: Mapping[str, Any], where: str) -> str | None:
+def _read_chat_template(processor: Mapping[str, Any], where: str, environ: Mapping[str, str]) -> str | None:
     keys = [key for key in _TEMPLATE_KEYS if processor.get(key)]
     if len(keys) > 1:
         raise ConfigError(f"{where} has {' and '.join(keys)}. Keep one.")
@@ -132,7 +133,9 @@ def _read_chat_template(processor: Mapping[str, Any], where: str) -> str | None:
     if keys[0] == "chat_template":
         return value
     if keys[0] == "chat_template_path":
-        return read_text_file(Path(value).expanduser(), f"{where}.chat_template_path")
+        template_path = Path(value).expanduser()
+        check_allowed(f"{where}.chat_template_path", template_path, environ)
+        return read_text_file(template_path, f"{where}.chat_template_path")
     try:
         return base64.b64decode(value, validate=True).decode("utf-8")
     except ValueError as error:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, DataError, NotFoundError
-from airflow_provider_sft.contract.names import ALLOWED_ROOTS_ENV_VAR
 from trainer.data.data_config import read_data_config
 from trainer.data.plan import DataPlan, plan_paths
+from trainer.data.roots import check_allowed
 from trainer.files import digest_json, fingerprint_file
 
 KINDS = {
@@ -111,18 +111,9 @@ def locate_files(
     if hub_ids:
         return DataSource(key, hub_id=hub_ids[0])
     found = [file for path in paths for file in _expand(key, path)]
-    roots = _allowed_roots(environ)
     for file in found:
-        _check_file(key, file, roots, kind)
+        _check_file(key, file, environ, kind)
     return DataSource(key, files=tuple(found), kind=kind)
-
-
-def check_allowed(key: str, path: Path, environ: Mapping[str, str]) -> None:
-    """For a path beside the data, such as a template's.
-
-    :raises AccessDeniedError: outside SFT_ALLOWED_ROOTS, symlinks resolved
-    """
-    _check_root(key, path, _allowed_roots(environ))
 
 
 def _read_plan(values: Mapping[str, Any], environ: Mapping[str, str]) -> DataPlan:
@@ -135,7 +126,7 @@ def _read_plan(values: Mapping[str, Any], environ: Mapping[str, str]) -> DataPla
                 f"data_config_path and {key} are both set. Name all data in {config_path}, or drop it."
             )
     check_allowed("data_config_path", Path(config_path), environ)
-    return read_data_config(Path(config_path), values)
+    return read_data_config(Path(config_path), values, environ)
 
 
 def _is_hub_id(path: str) -> bool:
@@ -190,13 +181,13 @@ def _hidden(path: Path, directory: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.relative_to(directory).parts)
 
 
-def _check_file(key: str, path: Path, roots: list[Path], kind: str | None) -> None:
+def _check_file(key: str, path: Path, environ: Mapping[str, str], kind: str | None) -> None:
     if path.suffix not in KINDS and kind is None:
         raise DataError(
             f"{path} ({key}) ends in {path.suffix!r}. Expected one of {', '.join(KINDS)}: convert it, or rename "
             "it if it is one."
         )
-    _check_root(key, path, roots)
+    check_allowed(key, path, environ)
     if not os.access(path, os.R_OK):
         raise AccessDeniedError(
             f"{path} ({key}) cannot be read by user {os.getuid()}. Give that user or its group the right to read "
@@ -204,16 +195,3 @@ def _check_file(key: str, path: Path, roots: list[Path], kind: str | None) -> No
         )
     if path.stat().st_size == 0:
         raise DataError(f"{path} ({key}) is empty. Expected at least one row.")
-
-
-def _allowed_roots(environ: Mapping[str, str]) -> list[Path]:
-    return [Path(root).resolve() for root in environ.get(ALLOWED_ROOTS_ENV_VAR, "").split(":") if root]
-
-
-def _check_root(key: str, path: Path, roots: list[Path]) -> None:
-    real = path.resolve()
-    if roots and not any(real.is_relative_to(root) for root in roots):
-        raise AccessDeniedError(
-            f"{path} ({key}) is {real}, outside {ALLOWED_ROOTS_ENV_VAR}={':'.join(map(str, roots))}. Move the data "
-            "there, or widen the list."
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.settings import Settings
 from trainer.data.plan import read_text_file
+from trainer.data.roots import check_allowed
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def read_keys(settings: Settings) -> DataKeys:
     )
 
 
-def choose_chat_template(settings: Settings, from_plan: str | None) -> str | None:
+def choose_chat_template(settings: Settings, from_plan: str | None, environ: Mapping[str, str]) -> str | None:
     """The chat template that replaces the tokenizer's, as written; None keeps it.
 
     :param from_plan: the data_config's
@@ -80,7 +82,10 @@ def choose_chat_template(settings: Settings, from_plan: str | None) -> str | Non
     said = [name for name, value in named.items() if value]
     if len(said) > 1:
         raise ConfigError(f"A chat template stands in {' and in '.join(said)}. Keep one.")
-    return _read_template(Path(path)) if path else text or from_plan
+    if not path:
+        return text or from_plan
+    check_allowed("chat_template_path", Path(path), environ)
+    return _read_template(Path(path))
 
 
 def _read_template(path: Path) -> str:

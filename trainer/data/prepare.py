@@ -33,7 +33,8 @@ class PreparedData:
     :param train: rows of input_ids and labels, a `datasets.Dataset` or IterableDataset
     :param validation: the same, or None
     :param collator: rows to a batch for the model
-    :param statistics: of the training rows, with those of validation under `validation`; JSON
+    :param statistics: of the training rows; `rows_an_epoch` are what packing and weights make of them, and `validation`
+        those of validation; JSON
     """
 
     train: Any
@@ -62,7 +63,7 @@ def prepare_data(
     """
     values = settings.values
     located = locate_data(values, environ)
-    if template := choose_chat_template(settings, located.plan.chat_template):
+    if template := choose_chat_template(settings, located.plan.chat_template, environ):
         tokenizer.chat_template = template
     job = PreparationJob(settings, tokenizer, located, say, beat)
     collator = choose_collator(settings, tokenizer, streaming=located.plan.streaming, say=say)
@@ -104,8 +105,11 @@ def _prepare_once(
     directory = prepare_once(root, job.key, job.build, beat)
     found = json.loads((directory / DONE_FILE).read_text(encoding="utf-8"))
     validation = found.pop("validation", None)
-    statistics = found["train"] | ({"validation": validation} if validation else {})
-    return PreparedData(job.load(directory, "train"), job.load(directory, "validation"), collator, statistics)
+    train = job.load(directory, "train")
+    statistics = (
+        found["train"] | {"rows_an_epoch": len(train)} | ({"validation": validation} if validation else {})
+    )
+    return PreparedData(train, job.load(directory, "validation"), collator, statistics)
 
 
 def _open_streams(

@@ -43,7 +43,7 @@ def read_source(source: DataSource, *, split: str = "train", streaming: bool = F
     :param streaming: read a Hub data set as it downloads
     """
     if source.hub_id:
-        yield from _read_hub(source.hub_id, source.key, split, streaming=streaming)
+        yield from _read_hub(source, split, streaming=streaming)
     for path in source.files:
         yield from read_chunks(path, kind=source.kind)
 
@@ -145,19 +145,12 @@ def _batch_chunks(path: Path, batches: Iterable[Any]) -> Iterator[RowChunk]:
             number += len(rows)
 
 
-def _read_hub(hub_id: str, key: str, split: str, *, streaming: bool) -> Iterator[RowChunk]:
-    """Data sets that are files: `datasets` runs no code of theirs."""
-    import datasets
+def _read_hub(source: DataSource, split: str, *, streaming: bool) -> Iterator[RowChunk]:
+    from trainer.data.hub import open_hub_rows
 
-    try:
-        rows = datasets.load_dataset(hub_id, split=split, streaming=streaming)
-    except ValueError as error:
-        raise DataError(
-            f"{key} is {hub_id!r}, and its split {split!r} cannot be read ({_one_line(error)})."
-        ) from error
-    iterator, number = iter(rows), 1
-    while chunk := list(islice(iterator, CHUNK_ROWS)):
-        yield RowChunk(hub_id, chunk, range(number, number + len(chunk)), unit="row")
+    rows, number = open_hub_rows(str(source.hub_id), source.key, split, streaming=streaming), 1
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        yield RowChunk(str(source), chunk, range(number, number + len(chunk)), unit="row")
         number += len(chunk)
 
 

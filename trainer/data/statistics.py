@@ -129,6 +129,9 @@ def describe_statistics(name: str, statistics: Mapping[str, Any]) -> Iterator[st
         f"{name}: {statistics['rows']:,} rows, {statistics['tokens']:,} tokens, {share} of them trained; "
         f"{statistics['format']}."
     )
+    an_epoch = statistics.get("rows_an_epoch", statistics["rows"])
+    if an_epoch != statistics["rows"]:
+        yield f"{name}: packing and sampling weights make them {an_epoch:,} rows an epoch."
     lengths = ", ".join(f"{key} {value:,}" for key, value in statistics["lengths"].items())
     yield f"{name}: tokens a row: {lengths}."
     if statistics["truncated_rows"]:

@@ -30,7 +30,7 @@ GOOD = {
 def read(tmp_path, content, name="data.json", **values):
     path = tmp_path / name
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return read_data_config(path, values)
+    return read_data_config(path, values, {})
 
 
 def with_dataset(**changes):
@@ -155,7 +155,7 @@ def test_yaml_makes_no_objects(tmp_path):
 
 def test_missing_file_is_not_found(tmp_path):
     with pytest.raises(NotFoundError, match="data_config_path is .*gone.yaml', and nothing is there"):
-        read_data_config(tmp_path / "gone.yaml", {})
+        read_data_config(tmp_path / "gone.yaml", {}, {})
 
 
 @pytest.mark.parametrize(

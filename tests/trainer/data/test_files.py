@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
-from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, DataError, NotFoundError
+from airflow_provider_sft.contract.errors import (
+    AccessDeniedError,
+    ConfigError,
+    DataError,
+    NotFoundError,
+    TransientError,
+)
+from tests.trainer.data.preparing import prepare
 from trainer.data.files import digest_data, locate_data, locate_files
 
 ROW = '{"text": "a"}\n'
@@ -128,6 +136,34 @@ def test_root_that_is_a_symlink_itself_allows_what_it_points_to(tmp_path):
     make(tmp_path, "real/x.jsonl")
     (tmp_path / "data").symlink_to(tmp_path / "real")
     assert locate(tmp_path / "data/x.jsonl", roots=str(tmp_path / "data")).files
+
+
+@pytest.mark.parametrize(
+    "key", ["chat_template_path", "data_config_path", "chat_template_path of a data_config"]
+)
+def test_file_beside_the_data_is_held_to_the_roots_too(tmp_path, bpe, key):
+    make(tmp_path, "in/x.jsonl")
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    allowed, outside = tmp_path / "in", str(tmp_path / "t.jinja")
+    config = {"training_data_path": str(allowed / "x.jsonl"), key: outside}
+    if "data_config" in key:
+        path = allowed / "d.json" if key.startswith("chat") else tmp_path / "d.json"
+        content = {"datasets": [{"data_paths": [str(allowed / "x.jsonl")]}]}
+        if key.startswith("chat"):
+            content["dataprocessor"] = {"chat_template_path": outside}
+        path.write_text(json.dumps(content))
+        config = {"data_config_path": str(path)}
+    with pytest.raises(AccessDeniedError, match="outside SFT_ALLOWED_ROOTS="):
+        prepare(tmp_path, bpe, environ={"SFT_ALLOWED_ROOTS": str(allowed)}, **config)
+
+
+def test_hub_that_cannot_be_reached_is_a_transient_failure(tmp_path, bpe, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        TransientError, match="is 'org/rows', which is no file here, and the Hub cannot be reached"
+    ):
+        prepare(tmp_path, bpe, training_data_path="org/rows")
 
 
 def test_digest_is_of_the_content_and_not_of_the_name(tmp_path):
