@@ -160,3 +160,19 @@ def wait_for(path: Path, timeout_s: float = 120) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.1)
+
+
+def test_seed_docker_run_line_as_it_stands(podman, image, run_dir, model_dir, seed_config):
+    """No user, no scratch volume, no output volume: the model lands in the container."""
+    config = run_dir / "config.json"
+    config.write_text(json.dumps(seed_config))
+    mounts = [
+        *("-v", f"{config}:/app/config.json", "-v", f"{model_dir}:/model"),
+        *("-v", f"{run_dir}/data/twitter_complaints.json:/data/twitter_complaints.json"),
+    ]
+    podman("run", "--rm", *mounts, "--env", "SFT_TRAINER_CONFIG_JSON_PATH=/app/config.json", image)
+
+
+def test_c_compiler_stand_in_refuses_what_it_cannot_hand_out(podman, image):
+    refused = run_inside(podman, image, "sh", "-c", "$CC hello.c -o /tmp/hello", check=False)
+    assert "This image has no C compiler" in refused
