@@ -15,6 +15,8 @@ from filelock import FileLock
 
 from tests import tiny
 
+pytest_plugins = ["tests.kube.fixtures"]
+
 
 @pytest.fixture(scope="session")
 def shared_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:

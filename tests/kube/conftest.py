@@ -1,12 +1,9 @@
-"""The fixtures of tests/kube/fixtures.py, for the tests beside it; other folders import them the same way."""
+"""The published clients on the test server."""
 
 import pytest
 from kubernetes import client, config
 
-from tests.kube.fixtures import airflow, airflow_database, kube
 from tests.kube.server import KubeServer
-
-__all__ = ["airflow", "airflow_database", "kube"]
 
 
 @pytest.fixture

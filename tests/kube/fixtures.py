@@ -1,17 +1,22 @@
-"""Fixtures for tests that need a cluster or an Airflow: `kube` and `airflow`."""
+"""Fixtures for tests that need a cluster or an Airflow, in every folder: `kube` and `airflow`.
+
+The server and its client library are imported when a test asks for them: most tests do not.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
-from tests.kube.airflow_env import AirflowEnv, migrate_database
-from tests.kube.server import KubeServer
+if TYPE_CHECKING:
+    from tests.kube.airflow_env import AirflowEnv
+    from tests.kube.server import KubeServer
 
 TRAINER_IMAGE = "sft-trainer:test"
 IMAGES: dict[str, list[str]] = {
@@ -23,6 +28,8 @@ IMAGES: dict[str, list[str]] = {
 @pytest.fixture
 def kube(tmp_path: Path) -> Iterator[KubeServer]:
     """A fresh cluster. Volumes may be mounted under tmp_path/mnt; its kubeconfig is tmp_path/kubeconfig."""
+    from tests.kube.server import KubeServer
+
     mounts = tmp_path / "mnt"
     mounts.mkdir()
     coverage = {key: value for key, value in os.environ.items() if key.startswith("COVERAGE_")}
@@ -34,18 +41,12 @@ def kube(tmp_path: Path) -> Iterator[KubeServer]:
 
 
 @pytest.fixture(scope="session")
-def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database, made once for all of pytest-xdist's workers."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    home = shared / "airflow-template"
-    with (shared / "airflow-template.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return home / "airflow.db" if home.exists() else migrate_database(home)
+def airflow(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[AirflowEnv]:
+    """Runs DAGs; see tests/kube/airflow_env.py. Its database is migrated once for all of pytest-xdist's workers."""
+    from tests.kube.airflow_env import AirflowEnv, migrate_database
 
-
-@pytest.fixture(scope="session")
-def airflow(tmp_path_factory: pytest.TempPathFactory, airflow_database: Path) -> Iterator[AirflowEnv]:
-    """Runs DAGs; see tests/kube/airflow_env.py."""
-    with AirflowEnv(tmp_path_factory.mktemp("airflow"), airflow_database) as env:
+    template = shared_dir / "airflow-template"
+    with FileLock(shared_dir / "airflow-template.lock"):
+        database = template / "airflow.db" if template.exists() else migrate_database(template)
+    with AirflowEnv(tmp_path_factory.mktemp("airflow"), database) as env:
         yield env
