@@ -29,6 +29,12 @@ def open_hub_rows(hub_id: str, key: str, split: str, *, streaming: bool) -> Iter
         yield from datasets.load_dataset(hub_id, split=split, streaming=streaming)
     except (DatasetNotFoundError, ConnectionError) as error:
         raise _unreachable(hub_id, key, error) from error
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+        raise DataError(
+            f"{key} is {hub_id!r}, which brings code of its own, and that is not run. Take a data set of files."
+        ) from error
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(

@@ -75,6 +75,8 @@ def prepare_data(
     _check_evaluation(settings, prepared)
     if environ.get("RANK", "0") == "0":
         _tell(prepared.statistics, say)
+        if "dataset_num_proc" in settings.given:
+            say("dataset_num_proc has no effect: rows are prepared on all cores that the container has.")
         if values.get("do_dataprocessing_only"):
             export_rows(job, root / job.key, settings, say)
     return prepared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -46,6 +47,28 @@ def unigram() -> PreTrainedTokenizerFast:
     return _wrap(tokenizer)
 
 
+def sentencepiece_bpe() -> PreTrainedTokenizerFast:
+    """As Llama 2 and Mistral: no words, `▁` before the text and for spaces, bytes for what is not in the vocabulary."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=[*SPECIAL, *bytes_], limit_alphabet=60, show_progress=False
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        "▁", "merged_with_next"
+    )  # SentencePiece learns within words
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    state = json.loads(tokenizer.to_str()) | {"pre_tokenizer": None}
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    return _wrap(tokenizer)
+
+
 def wordpiece() -> PreTrainedTokenizerFast:
     """As BERT: white space is no token at all."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
@@ -73,6 +96,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 KINDS: dict[str, Any] = {
     "byte_level_bpe": byte_level_bpe,
     "byte_level_bpe_trimmed": lambda: byte_level_bpe(trim_offsets=True),
+    "sentencepiece_bpe": sentencepiece_bpe,
     "unigram": unigram,
     "wordpiece": wordpiece,
 }
