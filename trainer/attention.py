@@ -50,7 +50,7 @@ def choose_attention(settings: Settings) -> str | None:
 def explain_padding(settings: Settings) -> str | None:
     """Why this run's batches must be padded, or None when they need not be."""
     values = settings.values
-    asked_for = bool(values.get("padding_free") or values.get("packing"))
+    asked_for = any(values.get(key) for key in ("padding_free", "packing", "eval_packing"))
     if values.get("padding_free") is False and not asked_for:
         return "padding_free is off"
     if values.get("peft_method") == "pt":

@@ -65,15 +65,18 @@ def prepare_data(
     located = locate_data(values, environ)
     if template := choose_chat_template(settings, located.plan.chat_template, environ):
         tokenizer.chat_template = template
+    speaks = environ.get("RANK", "0") == "0"
     job = PreparationJob(settings, tokenizer, located, say, beat)
-    collator = choose_collator(settings, tokenizer, streaming=located.plan.streaming, say=say)
+    collator = choose_collator(
+        settings, tokenizer, streaming=located.plan.streaming, say=say if speaks else _hush
+    )
     if located.plan.streaming:
         prepared = _open_streams(job, located, collator, tokenizer)
     else:
         root = cache_dir or Path(values.get("prepared_data_dir") or Path(values["output_dir"], CACHE_DIR))
         prepared = _prepare_once(job, root, collator, beat)
     _check_evaluation(settings, prepared)
-    if environ.get("RANK", "0") == "0":
+    if speaks:
         _tell(prepared.statistics, say)
         if "dataset_num_proc" in settings.given:
             say("dataset_num_proc has no effect: rows are prepared on all cores that the container has.")
@@ -94,7 +97,7 @@ def choose_collator(
     why_padded = explain_padding(settings)
     if why_padded is None:
         return PaddingFreeCollator(tokenizer.pad_token_id or 0, multiple)
-    if settings.values.get("packing"):
+    if settings.values.get("packing") or settings.values.get("eval_packing"):
         raise ConfigError(f"packing is on, and {why_padded}: packed rows would see each other. Turn it off.")
     if settings.values.get("padding_free"):
         say(f"padding_free is on, and {why_padded}: batches are padded, which gives the same numbers.")
@@ -129,6 +132,10 @@ def _check_evaluation(settings: Settings, prepared: PreparedData) -> None:
             f"eval_strategy is {strategy!r}, and there is no data to evaluate on. Add validation_data_path, a split of "
             "data_config, or set it to 'no'."
         )
+
+
+def _hush(_sentence: str) -> None:
+    """Another rank says it."""
 
 
 def _tell(statistics: Mapping[str, Any], say: Callable[[str], None]) -> None:
