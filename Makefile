@@ -48,7 +48,7 @@ image: ## build the trainer image
 	images/build.sh $(ARGS)
 
 image-test: install ## run the image as the pod runs it
-	$(BIN)/python -m pytest -m image tests/image $(ARGS)
+	$(BIN)/python -m pytest -s -m image tests/image $(ARGS)
 
 image-pins: install ## write images/requirements-*.txt anew from constraints.txt (needs uv)
 	$(BIN)/python -m tools.image_pins
