@@ -30,7 +30,8 @@ class Generator:
     def load(cls, model_path: str, adapter_path: str | None = None, *, max_new_tokens: int) -> Generator:
         """On the accelerator if there is one; an adapter brings its own tokenizer, if tokens were added."""
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(model_path, adapter_path))
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16, use_safetensors=True)
+        dtype = torch.float32 if _device() == "cpu" else torch.bfloat16  # CPUs without AMX crawl in bfloat16
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, use_safetensors=True)
         if adapter_path:
             _make_room(model, len(tokenizer), Path(adapter_path))
             model = PeftModel.from_pretrained(model, adapter_path)

@@ -19,7 +19,8 @@ CONFIG = {
     "model_name_or_path": "/m",
     "training_data_path": "/d.jsonl",
     "output_dir": "/o",
-    "response_template": "\n", "dataset_text_field": "output",
+    "response_template": "\n",
+    "dataset_text_field": "output",
 }
 
 
@@ -223,7 +224,9 @@ def test_local_asset_event_carries_the_result():
 
 def test_local_wrong_config_starts_no_trainer(tmp_path):
     operator = make({**CONFIG, "learning_rate": float("nan")}, STAND_IN_RECORD=str(tmp_path / "record"))
-    with pytest.raises(failures.ConfigFailure, match="Config key 'learning_rate' is NaN. Give a finite number"):
+    with pytest.raises(
+        failures.ConfigFailure, match="Config key 'learning_rate' is NaN. Give a finite number"
+    ):
         run(operator)
     assert not (tmp_path / "record").exists()
 
