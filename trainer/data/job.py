@@ -15,6 +15,7 @@ import transformers
 from airflow_provider_sft.contract.errors import DataError
 from airflow_provider_sft.contract.settings import Settings
 from trainer.data.cache import DONE_FILE
+from trainer.data.dropped import DropLog
 from trainer.data.encode import Encoder, choose_ending, choose_max_length
 from trainer.data.files import DataSource, LocatedData
 from trainer.data.formats import choose_format
@@ -25,7 +26,7 @@ from trainer.data.packing import write_packs
 from trainer.data.plan import DatasetSpec
 from trainer.data.row_format import Pretokenised, RowFormat
 from trainer.data.rows import RowChunk, read_source
-from trainer.data.statistics import DropLog, Statistics, summarise
+from trainer.data.statistics import Statistics, summarise
 from trainer.data.store import load_rows, open_writer
 from trainer.data.tokenise import ProgressTeller, Tokeniser
 from trainer.files import digest_json, write_json

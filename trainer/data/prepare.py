@@ -21,8 +21,8 @@ from trainer.data.export import export_rows
 from trainer.data.files import LocatedData, locate_data
 from trainer.data.job import PreparationJob
 from trainer.data.keys import choose_chat_template
-from trainer.data.statistics import describe_statistics
 from trainer.data.stream import look_at_stream, open_stream
+from trainer.data.telling import describe_statistics
 
 CACHE_DIR = ".sft.prepared"
 

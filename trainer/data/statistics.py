@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,25 +10,16 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.dropped import DroppedRows
 from trainer.data.masking import NOT_TRAINED
 from trainer.data.store import RowSizes, measure_rows, read_batches
 
-_NAMED_ROWS = 10
 _SAMPLES = 3
 _SAMPLE_TOKENS = 400
-_SHOWN_CHARS = 600
 _QUANTILES = {"p50": 50, "p90": 90, "p99": 99}
 
 # A piece of a row's text, and whether it is trained.
 Segment = tuple[str, bool]
-
-
-class DroppedRows(TypedDict):
-    """Rows left out for one reason, the first of them by file and line."""
-
-    reason: str
-    count: int
-    first: list[str]
 
 
 class Statistics(TypedDict):
@@ -48,23 +39,6 @@ class Statistics(TypedDict):
     lengths: dict[str, int]
     dropped: list[DroppedRows]
     samples: list[list[Segment]]
-
-
-class DropLog:
-    """Counts the rows that are left out, by reason, and keeps the place of the first."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, DroppedRows] = {}
-
-    def add(self, reason: str, where: str) -> None:
-        entry = self.found.setdefault(reason, {"reason": reason, "count": 0, "first": []})
-        entry["count"] += 1
-        if len(entry["first"]) < _NAMED_ROWS:
-            entry["first"].append(where)
-
-    @property
-    def count(self) -> int:
-        return sum(entry["count"] for entry in self.found.values())
 
 
 def summarise(
@@ -120,36 +94,6 @@ def describe_sizes(
         "dropped": list(dropped),
         "samples": samples,
     }
-
-
-def describe_statistics(name: str, statistics: Mapping[str, Any]) -> Iterator[str]:
-    """For the log, a sentence each."""
-    share = f"{statistics['trained_token_share']:.1%}"
-    yield (
-        f"{name}: {statistics['rows']:,} rows, {statistics['tokens']:,} tokens, {share} of them trained; "
-        f"{statistics['format']}."
-    )
-    an_epoch = statistics.get("rows_an_epoch", statistics["rows"])
-    if an_epoch != statistics["rows"]:
-        yield f"{name}: packing and sampling weights make them {an_epoch:,} rows an epoch."
-    lengths = ", ".join(f"{key} {value:,}" for key, value in statistics["lengths"].items())
-    yield f"{name}: tokens a row: {lengths}."
-    if statistics["truncated_rows"]:
-        yield (
-            f"{name}: {statistics['truncated_rows']:,} rows were cut to {statistics['max_length']:,} tokens. Raise "
-            "max_seq_length to keep them whole."
-        )
-    for entry in statistics["dropped"]:
-        more = ", …" if entry["count"] > len(entry["first"]) else ""
-        yield f"{name}: {entry['count']:,} rows left out, {entry['reason']}: {', '.join(entry['first'])}{more}."
-    for number, sample in enumerate(statistics["samples"], 1):
-        yield f"{name}: sample {number}, trained between ⟦ ⟧: {mark_trained(sample)}"
-
-
-def mark_trained(sample: Sequence[Segment]) -> str:
-    """One row as text, what is trained of it in ⟦ ⟧, cut where it is long."""
-    text = "".join(f"⟦{text}⟧" if trained else text for text, trained in sample)
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} …"
 
 
 def mark_segments(

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.dropped import DropLog
 from trainer.data.encode import EncodedRows, Encoder
 from trainer.data.pretokenised import read_tokens
 from trainer.data.row_format import Example, Pretokenised, RowFormat
 from trainer.data.rows import RowChunk
-from trainer.data.statistics import DropLog
 
 _SAY_EVERY_S = 10.0
 # One call of the tokenizer takes at most so many characters: their tokens must fit in memory.

@@ -11,7 +11,7 @@ import pytest
 from tests.trainer.data.preparing import prepare
 from trainer.data.data_config import read_data_config
 from trainer.data.handler_arguments import read_arguments
-from trainer.data.statistics import mark_trained
+from trainer.data.telling import mark_trained
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 _BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)

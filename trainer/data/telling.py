@@ -1,0 +1,40 @@
+"""Statistics as sentences, for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from trainer.data.statistics import Segment
+
+_SHOWN_CHARS = 600
+
+
+def describe_statistics(name: str, statistics: Mapping[str, Any]) -> Iterator[str]:
+    """For the log, a sentence each."""
+    share = f"{statistics['trained_token_share']:.1%}"
+    yield (
+        f"{name}: {statistics['rows']:,} rows, {statistics['tokens']:,} tokens, {share} of them trained; "
+        f"{statistics['format']}."
+    )
+    an_epoch = statistics.get("rows_an_epoch", statistics["rows"])
+    if an_epoch != statistics["rows"]:
+        yield f"{name}: packing and sampling weights make them {an_epoch:,} rows an epoch."
+    lengths = ", ".join(f"{key} {value:,}" for key, value in statistics["lengths"].items())
+    yield f"{name}: tokens a row: {lengths}."
+    if statistics["truncated_rows"]:
+        yield (
+            f"{name}: {statistics['truncated_rows']:,} rows were cut to {statistics['max_length']:,} tokens. Raise "
+            "max_seq_length to keep them whole."
+        )
+    for entry in statistics["dropped"]:
+        more = ", …" if entry["count"] > len(entry["first"]) else ""
+        yield f"{name}: {entry['count']:,} rows left out, {entry['reason']}: {', '.join(entry['first'])}{more}."
+    for number, sample in enumerate(statistics["samples"], 1):
+        yield f"{name}: sample {number}, trained between ⟦ ⟧: {mark_trained(sample)}"
+
+
+def mark_trained(sample: Sequence[Segment]) -> str:
+    """One row as text, what is trained of it in ⟦ ⟧, cut where it is long."""
+    text = "".join(f"⟦{text}⟧" if trained else text for text, trained in sample)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} …"
