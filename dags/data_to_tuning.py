@@ -46,8 +46,9 @@ with DAG(
     )
     after = task(task_id="ask_after")(evaluate)(
         model="{{ params.model }}",
-        adapter=tune.output["model_path"],
+        adapter=f"{RUN_DIR}/adapter",
         data=rows["held_out"],
         output=f"{RUN_DIR}/after.json",
     )
+    tune >> after
     task(task_id="verdict")(compare)(before=before, after=after)
