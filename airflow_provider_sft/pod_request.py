@@ -35,14 +35,12 @@ _CONTAINER_SECURITY = {
 class PodNeeds:
     """What the operator's own parameters ask for.
 
-    :param cpu, memory, ephemeral_storage: `request/limit`, or one figure for both
+    :param figures: `cpu`, `memory` and `ephemeral-storage`, each `request/limit`, or one figure for both
     """
 
     gpus: int
     gpu_resource: str
-    cpu: str
-    memory: str
-    ephemeral_storage: str
+    figures: Mapping[str, str]
     queue_name: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -72,9 +70,8 @@ def lay_under(operator: Any, needs: PodNeeds) -> None:
 
 
 def build_resources(needs: PodNeeds) -> k8s.V1ResourceRequirements:
-    figures = {"cpu": needs.cpu, "memory": needs.memory, "ephemeral-storage": needs.ephemeral_storage}
     requests, limits = {}, {}
-    for resource, figure in figures.items():
+    for resource, figure in needs.figures.items():
         requests[resource], limits[resource] = split_figure(resource, figure)
     if needs.gpus:
         # Extended resources cannot be overcommitted: the request follows the limit.

@@ -2,29 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from airflow_provider_sft.contract.estimate import Amount, Estimate, estimate_run
+from airflow_provider_sft.contract.settings import resolve_config
+
+_GIB = 2**30
+# The estimate is what a run needs at least; rows, caches and fragmentation take more.
+_HEADROOM = 1.5
+# /tmp, logs and the container's own layer.
+_SCRATCH_BYTES = 4 * _GIB
+_CPUS_PER_GPU = 2.5
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Each `request/limit`."""
+    """`cpu`, `memory` and `ephemeral_storage`, each `request/limit`, and why each."""
 
-    cpu: str
-    memory: str
-    ephemeral_storage: str
+    figures: Mapping[str, str]
+    reasons: Mapping[str, str]
 
 
 # The figures of the fms-hf-tuning example, made for LLaMA-13B on two GPUs.
-SEED_SIZES = Sizes(cpu="5/10", memory="80Gi/200Gi", ephemeral_storage="1600Gi/2Ti")
+_SEED_FIGURES = {"cpu": "5/10", "memory": "80Gi/200Gi", "ephemeral_storage": "1600Gi/2Ti"}
 
 
 def choose_sizes(
-    config: Mapping[str, Any],  # noqa: ARG001
-    model_parameters: float | None,  # noqa: ARG001
-    gpus: int,  # noqa: ARG001
-    *,
-    log: Any,  # noqa: ARG001
+    config: Mapping[str, Any], *, gpus: int, model_parameters: float | None, volume_paths: Sequence[str]
 ) -> Sizes:
-    return SEED_SIZES
+    """
+    :param config: a right one, empty where it is not known here
+    :param volume_paths: where volumes that outlive the pod are mounted
+    """
+    values = resolve_config(config).values if config else {}
+    estimate = estimate_run(values, gpus=gpus, model_parameters=model_parameters) if values else None
+    if estimate is None:
+        return _seed_sizes(config)
+    memory = _with_headroom(estimate.host if gpus else _plus(estimate.host, estimate.activations))
+    kept_in_pod = not any(_lies_in(str(values["output_dir"]), path) for path in volume_paths)
+    storage, storage_reason = _storage(estimate, kept_in_pod=kept_in_pod)
+    cpus = max(1, math.ceil(_CPUS_PER_GPU * (gpus or 1)))
+    return Sizes(
+        figures={
+            "cpu": f"{cpus}/{2 * cpus}",
+            "memory": f"{memory}Gi/{2 * memory}Gi",
+            "ephemeral_storage": f"{storage}Gi/{2 * storage}Gi",
+        },
+        reasons={
+            "cpu": f"{_CPUS_PER_GPU} a GPU",
+            "memory": f"at least {estimate.host} by {estimate.model.source}",
+            "ephemeral_storage": storage_reason,
+        },
+    )
+
+
+def _seed_sizes(config: Mapping[str, Any]) -> Sizes:
+    name = config.get("model_name_or_path")
+    unknown = f"the size of {name!r} is not known here" if name else "the config is not known here"
+    reason = f"{unknown}: these are figures for 13 B parameters. Give it, or model_parameters"
+    return Sizes(_SEED_FIGURES, reasons=dict.fromkeys(_SEED_FIGURES, reason))
+
+
+def _storage(estimate: Estimate, *, kept_in_pod: bool) -> tuple[int, str]:
+    """In GiB, and why."""
+    needed, reason = estimate.download, f"scratch, and {estimate.download}"
+    if kept_in_pod:
+        needed = _plus(needed, estimate.storage)
+        reason = f"output_dir is on no volume and needs at least {estimate.storage}; {reason}"
+    return _with_headroom(_plus(needed, Amount(_SCRATCH_BYTES, "scratch"))), reason
+
+
+def _plus(left: Amount, right: Amount) -> Amount:
+    return Amount(left.size_bytes + right.size_bytes, f"{left.why}, {right.why}")
+
+
+def _with_headroom(amount: Amount) -> int:
+    return max(1, math.ceil(amount.size_bytes * _HEADROOM / _GIB))
+
+
+def _lies_in(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")

@@ -35,7 +35,10 @@ _FAILURES = {kind.exit_code: kind for kind in SFTError.__subclasses__()}
 
 
 class StopRequest:
-    """SIGTERM and SIGINT to the parent: the first asks the ranks to save and stop, the second ends them at once."""
+    """SIGTERM and SIGINT to the parent: the first asks the ranks to save and stop, a SIGINT after it ends them at once.
+
+    Another SIGTERM changes nothing: a worker's end sends one to a trainer that its task's end has already told.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -47,6 +50,8 @@ class StopRequest:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.count and number == signal.SIGTERM:
+            return
         self.count += 1
         log.warning(
             "Received %s: %s.", signal.Signals(number).name, "saving" if self.count == 1 else "ending at once"

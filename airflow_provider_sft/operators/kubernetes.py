@@ -130,13 +130,10 @@ class SFTTrainerOperator(ConfigField, PodRun):
 
     def _needs(self, context: Context | None) -> PodNeeds:
         config = {} if self.config is None else self.check_config()
-        sizes = choose_sizes(config, self.model_parameters, self.gpus_wanted, log=self.log)
         return PodNeeds(
             gpus=self.gpus_wanted,
             gpu_resource=self.gpu_resource,
-            cpu=self.cpu or sizes.cpu,
-            memory=self.memory or sizes.memory,
-            ephemeral_storage=self.ephemeral_storage or sizes.ephemeral_storage,
+            figures=self._figures(config),
             queue_name=self.queue_name,
             env=self._environment(config, context),
             annotations=self._annotations(config, context),
@@ -150,8 +147,29 @@ class SFTTrainerOperator(ConfigField, PodRun):
         except ValueError:
             raise LaunchFailure(f"gpus is {self.gpus!r}. Give a whole number; 0 trains on CPU.") from None
 
+    def _figures(self, config: Mapping[str, Any]) -> dict[str, str]:
+        told = {"cpu": self.cpu, "memory": self.memory, "ephemeral_storage": self.ephemeral_storage}
+        figures = {name: figure for name, figure in told.items() if figure}
+        if len(figures) < len(told):
+            sizes = choose_sizes(
+                config,
+                gpus=self.gpus_wanted,
+                model_parameters=self.model_parameters,
+                volume_paths=self._lasting_paths(),
+            )
+            for name in told.keys() - figures.keys():
+                figures[name] = sizes.figures[name]
+                self.log.info("%s is %s: %s.", name, figures[name], sizes.reasons[name])
+        return {name.replace("_", "-"): figure for name, figure in figures.items()}
+
+    def _lasting_paths(self) -> list[str]:
+        """Where what is written outlives the pod."""
+        if not isinstance(self.volumes, Mapping):
+            return [mount.mount_path for mount in self.volume_mounts]
+        return [path for path, source in self.volumes.items() if str(source).startswith("pvc:")]
+
     def _environment(self, config: Mapping[str, Any], context: Context | None) -> dict[str, str]:
-        environment = {"HF_HOME": "/tmp/huggingface"}  # noqa: S108  # the root file system is read-only
+        environment = {}
         if config:
             environment[CONFIG_ENV_VAR] = encode_config(config)
         if context:

@@ -127,7 +127,7 @@ def test_task_timed_out_gives_the_pod_sigterm_and_deletes_it(desk, deferrable):
     "fault",
     [
         faults.HttpError(path="/pods", status=429, retry_after_s=1, times=2),
-        faults.HttpError(path="/pods", status=500, times=8),
+        faults.HttpError(path="/pods", status=500, times=4),
         faults.CutConnection(path="/pods", executed=True, times=3),
         faults.HttpError(path="/log", status=500, times=3),
         faults.CutConnection(path="/log", after_bytes=60, times=3),

@@ -109,11 +109,20 @@ def test_sigterm_while_loading_is_never_a_success(start_trainer, lora_config, tm
     assert not (tmp_path / "out" / ".complete").exists()
 
 
-def test_second_sigterm_ends_at_once(start_trainer, lora_config, tmp_path):
+def test_sigint_after_sigterm_ends_at_once(start_trainer, lora_config, tmp_path):
+    run = start_trainer({**lora_config, "max_steps": 100_000, "save_strategy": "no"})
+    wait_for(lambda: step_reached(tmp_path / "out") >= 1)
+    run.process.send_signal(signal.SIGTERM)
+    run.process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    assert run.wait() == 206
+    assert time.monotonic() - started < 10
+
+
+def test_second_sigterm_does_not_keep_the_first_from_saving(start_trainer, lora_config, tmp_path):
     run = start_trainer({**lora_config, "max_steps": 100_000, "save_strategy": "no"})
     wait_for(lambda: step_reached(tmp_path / "out") >= 1)
     run.process.send_signal(signal.SIGTERM)
     run.process.send_signal(signal.SIGTERM)
-    started = time.monotonic()
     assert run.wait() == 206
-    assert time.monotonic() - started < 10
+    assert run.result["last_checkpoint_step"] >= 1
