@@ -12,6 +12,7 @@ from airflow.providers.cncf.kubernetes.operators.pod import POD_IDENTIFIER_STATE
 from kubernetes.client import models as k8s
 
 from airflow_provider_sft.api_patience import api_status, describe_api_error
+from airflow_provider_sft.config_map import adopt_config_map, create_config_map
 from airflow_provider_sft.failures import LaunchFailure, PermanentFailure, TransientFailure
 from airflow_provider_sft.pod_outcome import failure_of_pod, has_ended, to_plain
 
@@ -65,6 +66,9 @@ class PodClaim:
         """
         operator, metadata = self._operator, request.metadata
         body = to_plain(request)
+        config_text = operator.long_config()
+        if config_text:
+            create_config_map(operator, request, config_text)
         try:
             pod = operator.patiently(lambda: operator.client.create_namespaced_pod(metadata.namespace, body))
         except Exception as error:  # noqa: BLE001  # of either kind, told apart by its status
@@ -79,6 +83,8 @@ class PodClaim:
                 ) from None
         operator.log.info("Pod %s is created in namespace %s.", pod.metadata.name, pod.metadata.namespace)
         self._remember(pod)
+        if config_text:
+            adopt_config_map(operator, pod)
         return pod
 
     def _own_pods(self, request: k8s.V1Pod) -> list[k8s.V1Pod]:

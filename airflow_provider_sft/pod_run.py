@@ -13,6 +13,7 @@ from kubernetes.client import models as k8s
 
 from airflow_provider_sft import failures
 from airflow_provider_sft.api_patience import ApiAwayError, Patience, api_status, describe_api_error
+from airflow_provider_sft.config_map import delete_config_map
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.progress import Progress
 from airflow_provider_sft.failures import InterruptedFailure, TrainingFailure, TransientFailure
@@ -49,6 +50,10 @@ class PodRun(KubernetesPodOperator):
     _last_seen: Pod | None = None
     _why_gone: str = ""
     _progress: Progress | None = None
+
+    def long_config(self) -> str | None:
+        """The config as text, where it is too long for an environment variable."""
+        return None
 
     def tune(self, context: Context) -> Result | None:
         """Find or create the pod, then follow it: here, or in the triggerer."""
@@ -115,6 +120,8 @@ class PodRun(KubernetesPodOperator):
         if failure and self.log_events_on_failure and not gone:
             self._read_pod_container_states(pod, reraise=False)
             self._read_pod_events(pod, reraise=False)
+        if self.long_config():
+            delete_config_map(self, self._identity)
         if not gone:
             self._tidy(seen, failed=failure is not None)
         self._skip_if_asked(seen)

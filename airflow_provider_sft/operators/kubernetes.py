@@ -11,8 +11,9 @@ from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperato
 from airflow.providers.cncf.kubernetes.secret import Secret
 
 from airflow_provider_sft.config_field import PATH_KEYS, ConfigField
-from airflow_provider_sft.contract.codec import encode_config
-from airflow_provider_sft.contract.names import CONFIG_ENV_VAR, RUN_ID_ENV_VAR
+from airflow_provider_sft.config_map import CONFIG_FILE, is_too_long, name_after_pod, unnamed_mount
+from airflow_provider_sft.contract.codec import dump_config, encode_config
+from airflow_provider_sft.contract.names import CONFIG_ENV_VAR, CONFIG_PATH_ENV_VAR, RUN_ID_ENV_VAR
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.failures import LaunchFailure
 from airflow_provider_sft.pod_claim import CONFIG_ANNOTATION, RUN_ID_ANNOTATION, digest_config
@@ -61,6 +62,9 @@ class SFTTrainerOperator(ConfigField, PodRun):
         "config": "json",
     }
     ui_color = "#e8e0f7"
+    CONFIG_DIRECTORY = (
+        "/etc/sft-config"  # where a config appears that is too long for an environment variable
+    )
 
     def __init__(  # noqa: PLR0913  # keyword-only, as the parent
         self,
@@ -126,18 +130,25 @@ class SFTTrainerOperator(ConfigField, PodRun):
         builder.secrets = _parse_secrets(self.secrets)
         builder.volumes = [] if isinstance(self.volumes, Mapping) else self.volumes
         lay_under(builder, self._needs(context))
-        return super(SFTTrainerOperator, builder).build_pod_request_obj(context, **options)
+        pod = super(SFTTrainerOperator, builder).build_pod_request_obj(context, **options)
+        name_after_pod(pod)
+        return pod
+
+    def long_config(self) -> str | None:
+        text = None if self.config is None else dump_config(self.check_config())
+        return text if text and is_too_long(text) else None
 
     def _needs(self, context: Context | None) -> PodNeeds:
         config = {} if self.config is None else self.check_config()
+        as_file = is_too_long(dump_config(config))
         return PodNeeds(
             gpus=self.gpus_wanted,
             gpu_resource=self.gpu_resource,
             figures=self._figures(config),
             queue_name=self.queue_name,
-            env=self._environment(config, context),
-            annotations=self._annotations(config, context),
-            mounts=self._mounts(),
+            env={**self._config_variable(config, as_file=as_file), **_run_variable(context)},
+            annotations=_annotations(config, context),
+            mounts=[*self._mounts(), *([unnamed_mount(self.CONFIG_DIRECTORY)] if as_file else [])],
         )
 
     @property
@@ -146,6 +157,11 @@ class SFTTrainerOperator(ConfigField, PodRun):
             return int(self.gpus)
         except ValueError:
             raise LaunchFailure(f"gpus is {self.gpus!r}. Give a whole number; 0 trains on CPU.") from None
+
+    def _config_variable(self, config: Mapping[str, Any], *, as_file: bool) -> dict[str, str]:
+        if as_file:
+            return {CONFIG_PATH_ENV_VAR: f"{self.CONFIG_DIRECTORY}/{CONFIG_FILE}"}
+        return {CONFIG_ENV_VAR: encode_config(config)} if config else {}
 
     def _figures(self, config: Mapping[str, Any]) -> dict[str, str]:
         told = {"cpu": self.cpu, "memory": self.memory, "ephemeral_storage": self.ephemeral_storage}
@@ -168,24 +184,21 @@ class SFTTrainerOperator(ConfigField, PodRun):
             return [mount.mount_path for mount in self.volume_mounts]
         return [path for path, source in self.volumes.items() if str(source).startswith("pvc:")]
 
-    def _environment(self, config: Mapping[str, Any], context: Context | None) -> dict[str, str]:
-        environment = {}
-        if config:
-            environment[CONFIG_ENV_VAR] = encode_config(config)
-        if context:
-            environment[RUN_ID_ENV_VAR] = build_run_id(context)
-        return environment
-
-    def _annotations(self, config: Mapping[str, Any], context: Context | None) -> dict[str, str]:
-        if not context:
-            return {}
-        return {RUN_ID_ANNOTATION: build_run_id(context), CONFIG_ANNOTATION: digest_config(config)}
-
     def _mounts(self) -> list[Mount]:
         own = parse_volumes(self.volumes) if isinstance(self.volumes, Mapping) else []
         paths = {mount.volume_mount.mount_path for mount in own}
         defaults = [shm_mount(self.shm_size), scratch_mount()]
         return [*own, *(mount for mount in defaults if mount.volume_mount.mount_path not in paths)]
+
+
+def _run_variable(context: Context | None) -> dict[str, str]:
+    return {RUN_ID_ENV_VAR: build_run_id(context)} if context else {}
+
+
+def _annotations(config: Mapping[str, Any], context: Context | None) -> dict[str, str]:
+    if not context:
+        return {}
+    return {RUN_ID_ANNOTATION: build_run_id(context), CONFIG_ANNOTATION: digest_config(config)}
 
 
 def _parse_secrets(secrets: Mapping[str, str] | Sequence[Secret]) -> list[Secret]:

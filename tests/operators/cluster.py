@@ -29,8 +29,12 @@ from datetime import datetime, timedelta, timezone
 from airflow.providers.common.compat.sdk import DAG, Asset
 from airflow_provider_sft.operators import SFTTrainerOperator
 
+class TestOperator(SFTTrainerOperator):
+    # The test cluster mounts under its own directories alone.
+    CONFIG_DIRECTORY = {config_directory!r}
+
 with DAG("tune_dag", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
-    SFTTrainerOperator(task_id="tune", {parameters})
+    TestOperator(task_id="tune", {parameters})
 """
 
 
@@ -47,13 +51,21 @@ class Desk:
         timeout = parameters.pop("execution_timeout_s", None)
         texts = [f"{key}={value!r}" for key, value in parameters.items()]
         texts += [f"execution_timeout=timedelta(seconds={timeout})"] if timeout else []
-        return self.airflow.start_dag(_SOURCE.format(parameters=", ".join(texts)), "tune_dag", env=env)
+        config_directory = str(self.kubeconfig.parent / "mnt" / "config")
+        source = _SOURCE.format(parameters=", ".join(texts), config_directory=config_directory)
+        return self.airflow.start_dag(source, "tune_dag", env=env)
 
     @property
     def env(self) -> dict[str, str]:
         extra = {"kube_config_path": str(self.kubeconfig), "namespace": "default"}
         connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
         return {"AIRFLOW_CONN_KUBERNETES_DEFAULT": connection}
+
+    def config_maps(self) -> list[Any]:
+        from kubernetes import client, config
+
+        api = client.CoreV1Api(config.new_client_from_config(str(self.kubeconfig)))
+        return api.list_namespaced_config_map("default").items
 
     def stand_in(self, *, deferrable: bool, config: Any = CONFIG, **parameters: Any) -> DagProcess:
         """:param parameters: those of STAND_IN_… in lower case, the rest the operator's"""
