@@ -38,6 +38,17 @@ with DAG("tune_dag", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timez
 """
 
 
+_LOCAL_SOURCE = """
+from datetime import datetime, timezone
+from airflow.providers.common.compat.sdk import DAG
+from airflow_provider_sft.operators import LocalSFTTrainerOperator
+
+with DAG("tune_dag", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
+    LocalSFTTrainerOperator(task_id="tune", {parameters})
+"""
+TRAINER_ENV = {"env_vars": {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}}
+
+
 @dataclass
 class Desk:
     """Runs the operator through Airflow against the test cluster."""
@@ -100,6 +111,15 @@ class Desk:
             "env_vars": env_vars,
         }
         return self.start(deferrable=deferrable, config=config, **{**defaults, **parameters})
+
+    def local(self, config: dict[str, Any], **parameters: Any) -> DagProcess:
+        texts = [f"{key}={value!r}" for key, value in {"config": config, **TRAINER_ENV, **parameters}.items()]
+        return self.airflow.start_dag(_LOCAL_SOURCE.format(parameters=", ".join(texts)), "tune_dag", env={})
+
+    def map_local(self, configs: list[dict[str, Any]]) -> DagProcess:
+        source = _LOCAL_SOURCE.replace("Operator(task_id", "Operator.partial(task_id")
+        parameters = f"env_vars={TRAINER_ENV['env_vars']!r}).expand(config={configs!r}"
+        return self.airflow.start_dag(source.format(parameters=parameters), "tune_dag", env={})
 
 
 def tune(run: DagProcess) -> tuple[RunOutcome, Any]:

@@ -1,0 +1,95 @@
+"""The trainer itself behind every operator: what comes out is the same, and what is interrupted goes on."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.operators.cluster import MODES, tune
+
+# What differs from run to run, or by where it ran.
+VARYING = ("wall_s", "gpu_s", "tokens_per_s", "model_path", "config_sha256", "notices")
+
+
+@pytest.fixture
+def three_steps(lora_config):
+    return {**lora_config, "max_steps": 3, "save_strategy": "no", "report": False}
+
+
+@pytest.fixture
+def many_steps(lora_config):
+    return {**lora_config, "max_steps": 300, "save_strategy": "no", "report": False}
+
+
+def comparable(result):
+    return {key: value for key, value in result.items() if key not in VARYING}
+
+
+def wait_for_step(desk, run, step):
+    end = time.monotonic() + 60
+    while f"step {step}/" not in run.log:
+        assert time.monotonic() < end, run.log[-3000:]
+        time.sleep(0.05)
+
+
+def attempts(config):
+    lines = (Path(config["output_dir"]) / "attempts.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "exit_code" in record]
+
+
+def test_every_operator_gives_the_same_result(desk, three_steps, tmp_path):
+    results = []
+    for number, start in enumerate(
+        (
+            desk.local,
+            lambda config: desk.trainer(config, deferrable=False),
+            lambda config: desk.trainer(config, deferrable=True),
+        )
+    ):
+        outcome, task = tune(start({**three_steps, "output_dir": str(tmp_path / f"out-{number}")}))
+        assert task.state == "success", outcome.log
+        results.append(comparable(task.xcoms["return_value"]))
+    assert results[0]["steps"] == 3
+    assert results[0] == results[1] == results[2]
+
+
+def test_sync_task_told_to_end_saves_and_its_retry_resumes(desk, many_steps):
+    run = desk.trainer(many_steps, deferrable=False, retries=1, retry_delay=0.1)
+    wait_for_step(desk, run, 5)
+    run.terminate()
+    outcome, task = tune(run)
+    assert (task.state, task.try_number) == ("success", 2), outcome.log
+    assert [attempt["exit_code"] for attempt in attempts(many_steps)] == [206, 0]
+    assert task.xcoms["return_value"]["resumed_from_step"] >= 5
+
+
+@MODES
+def test_pod_taken_away_saves_and_the_retry_resumes(desk, many_steps, deferrable):
+    from tests.kube import faults
+
+    run = desk.trainer(many_steps, deferrable=deferrable, retries=1, retry_delay=0.1)
+    wait_for_step(desk, run, 5)
+    desk.kube.strike(desk.kube.pods()[0]["metadata"]["name"], faults.Preempted())
+    outcome, task = tune(run)
+    assert (task.state, task.try_number) == ("success", 2), outcome.log
+    assert "The pod was preempted at step" in outcome.log
+    assert [attempt["exit_code"] for attempt in attempts(many_steps)] == [206, 0]
+    assert task.xcoms["return_value"]["resumed_from_step"] >= 5
+
+
+def test_local_task_told_to_end_saves_and_its_retry_resumes(desk, many_steps):
+    run = desk.local(many_steps, retries=1, retry_delay=0.1)
+    wait_for_step(desk, run, 5)
+    run.terminate()
+    outcome, task = tune(run)
+    assert (task.state, task.try_number) == ("success", 2), outcome.log
+    assert [attempt["exit_code"] for attempt in attempts(many_steps)] == [206, 0]
+    assert task.xcoms["return_value"]["resumed_from_step"] >= 5
+
+
+def test_two_tasks_with_one_output_dir_do_not_train_into_it_together(desk, three_steps):
+    configs = [three_steps, {**three_steps, "learning_rate": 5e-3}]
+    run = desk.map_local(configs)
+    states = sorted(task.state for task in run.wait().tasks)
+    assert states == ["failed", "success"]
