@@ -147,7 +147,11 @@ def _overlay(*layers: Any) -> dict[str, Any]:
 
 
 def _tolerations(needs: PodNeeds) -> list[k8s.V1Toleration]:
-    # GPU nodes are tainted with their resource's name: only what asks for GPUs may take their room.
+    """GPU nodes are tainted with a resource's name: the whole GPU's also where slices of it are handed out."""
     if not needs.gpus:
         return []
-    return [k8s.V1Toleration(key=needs.gpu_resource, operator="Exists", effect="NoSchedule")]
+    vendor = needs.gpu_resource.partition("/")[0]
+    return [
+        k8s.V1Toleration(key=key, operator="Exists", effect="NoSchedule")
+        for key in dict.fromkeys([needs.gpu_resource, f"{vendor}/gpu"])
+    ]

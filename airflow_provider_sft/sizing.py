@@ -15,6 +15,9 @@ _GIB = 2**30
 _HEADROOM = 1.5
 # /tmp, logs and the container's own layer.
 _SCRATCH_BYTES = 4 * _GIB
+# Rows while they are read and tokenised.
+_PREPARATION_BYTES = 2 * _GIB
+_BF16_BYTES = 2
 _CPUS_PER_GPU = 2.5
 
 
@@ -41,7 +44,7 @@ def choose_sizes(
     estimate = estimate_run(values, gpus=gpus, model_parameters=model_parameters) if values else None
     if estimate is None:
         return _seed_sizes(config)
-    memory = _with_headroom(estimate.host if gpus else _plus(estimate.host, estimate.activations))
+    memory = _with_headroom(_memory(estimate, gpus))
     kept_in_pod = not any(_lies_in(str(values["output_dir"]), path) for path in volume_paths)
     storage, storage_reason = _storage(estimate, kept_in_pod=kept_in_pod)
     cpus = max(1, math.ceil(_CPUS_PER_GPU * (gpus or 1)))
@@ -57,6 +60,13 @@ def choose_sizes(
             "ephemeral_storage": storage_reason,
         },
     )
+
+
+def _memory(estimate: Estimate, gpus: int) -> Amount:
+    """The least, and what it leaves out: rows on a CPU; on the way to one GPU, weights in bfloat16."""
+    on_the_way = estimate.model.parameters * _BF16_BYTES if gpus == 1 else 0
+    rows = 0 if gpus else estimate.activations.size_bytes
+    return Amount(estimate.host.size_bytes + on_the_way + rows + _PREPARATION_BYTES, estimate.host.why)
 
 
 def _seed_sizes(config: Mapping[str, Any]) -> Sizes:
