@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.cli_estimate import add_estimate_parser
+from airflow_provider_sft.cli_pod import add_pod_parser
 from airflow_provider_sft.contract.codec import Config, decode_text, encode_text, parse_config, read_text_file
 from airflow_provider_sft.contract.errors import ConfigError, SFTError
 from airflow_provider_sft.contract.names import CONFIG_ENV_VAR, CONFIG_PATH_ENV_VAR, MAX_ENV_CONFIG_BYTES
@@ -23,6 +24,7 @@ examples:
   sft-config decode "$SFT_TRAINER_CONFIG_JSON_ENV_VAR"
   sft-config schema peft_method             one key: type, choices, default, meaning
   sft-config estimate config.json --gpus 2 --gpu-memory 80Gi   memory and storage at least
+  sft-config pod config.json --image sft-trainer:1 --gpus 2    the operator's pod as YAML
   sft-config vllm-check DIR --vllm 0.33     whether that vLLM serves the adapter in DIR as it was trained
 
 exit codes: 0 right; 64 the config is wrong; 66 no such file; 69 the adapter does not load right; 77 not readable;
@@ -183,6 +185,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _add_decode,
     _add_schema,
     add_estimate_parser,
+    add_pod_parser,
     add_vllm_check_parser,
 )
 

@@ -23,14 +23,14 @@ _CPUS_PER_GPU = 2.5
 
 @dataclass(frozen=True)
 class Sizes:
-    """`cpu`, `memory` and `ephemeral_storage`, each `request/limit`, and why each."""
+    """`cpu`, `memory` and `ephemeral-storage`, each `request/limit`, and why each."""
 
     figures: Mapping[str, str]
     reasons: Mapping[str, str]
 
 
 # The figures of the fms-hf-tuning example, made for LLaMA-13B on two GPUs.
-_SEED_FIGURES = {"cpu": "5/10", "memory": "80Gi/200Gi", "ephemeral_storage": "1600Gi/2Ti"}
+_SEED_FIGURES = {"cpu": "5/10", "memory": "80Gi/200Gi", "ephemeral-storage": "1600Gi/2Ti"}
 
 
 def choose_sizes(
@@ -52,12 +52,12 @@ def choose_sizes(
         figures={
             "cpu": f"{cpus}/{2 * cpus}",
             "memory": f"{memory}Gi/{2 * memory}Gi",
-            "ephemeral_storage": f"{storage}Gi/{2 * storage}Gi",
+            "ephemeral-storage": f"{storage}Gi/{2 * storage}Gi",
         },
         reasons={
             "cpu": f"{_CPUS_PER_GPU} a GPU",
             "memory": f"at least {estimate.host} by {estimate.model.source}",
-            "ephemeral_storage": storage_reason,
+            "ephemeral-storage": storage_reason,
         },
     )
 
@@ -78,15 +78,14 @@ def _seed_sizes(config: Mapping[str, Any]) -> Sizes:
 
 def _storage(estimate: Estimate, *, kept_in_pod: bool) -> tuple[int, str]:
     """In GiB, and why."""
-    needed, reason = estimate.download, f"scratch, and {estimate.download}"
+    needed = {"scratch and logs": Amount(_SCRATCH_BYTES, "our choice")}
+    if estimate.download.size_bytes:
+        needed["downloads"] = estimate.download
     if kept_in_pod:
-        needed = _plus(needed, estimate.storage)
-        reason = f"output_dir is on no volume and needs at least {estimate.storage}; {reason}"
-    return _with_headroom(_plus(needed, Amount(_SCRATCH_BYTES, "scratch"))), reason
-
-
-def _plus(left: Amount, right: Amount) -> Amount:
-    return Amount(left.size_bytes + right.size_bytes, f"{left.why}, {right.why}")
+        needed["results in output_dir, which is on no volume,"] = estimate.storage
+    reasons = [f"{what} need at least {amount}" for what, amount in needed.items()]
+    size = Amount(sum(amount.size_bytes for amount in needed.values()), "")
+    return _with_headroom(size), "; ".join(reasons)
 
 
 def _with_headroom(amount: Amount) -> int:

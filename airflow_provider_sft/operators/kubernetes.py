@@ -164,19 +164,18 @@ class SFTTrainerOperator(ConfigField, PodRun):
         return {CONFIG_ENV_VAR: encode_config(config)} if config else {}
 
     def _figures(self, config: Mapping[str, Any]) -> dict[str, str]:
-        told = {"cpu": self.cpu, "memory": self.memory, "ephemeral_storage": self.ephemeral_storage}
-        figures = {name: figure for name, figure in told.items() if figure}
-        if len(figures) < len(told):
-            sizes = choose_sizes(
-                config,
-                gpus=self.gpus_wanted,
-                model_parameters=self.model_parameters,
-                volume_paths=self._lasting_paths(),
-            )
-            for name in told.keys() - figures.keys():
-                figures[name] = sizes.figures[name]
-                self.log.info("%s is %s: %s.", name, figures[name], sizes.reasons[name])
-        return {name.replace("_", "-"): figure for name, figure in figures.items()}
+        figures = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.ephemeral_storage}
+        if all(figures.values()):
+            return {name: figure for name, figure in figures.items() if figure}
+        sizes = choose_sizes(
+            config,
+            gpus=self.gpus_wanted,
+            model_parameters=self.model_parameters,
+            volume_paths=self._lasting_paths(),
+        )
+        for name in [name for name, figure in figures.items() if not figure]:
+            self.log.info("%s is %s: %s.", name, sizes.figures[name], sizes.reasons[name])
+        return {name: figure or sizes.figures[name] for name, figure in figures.items()}
 
     def _lasting_paths(self) -> list[str]:
         """Where what is written outlives the pod."""
