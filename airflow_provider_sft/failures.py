@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 import signal
+from typing import cast
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_sft.contract.errors import SFTError
 from airflow_provider_sft.contract.exit_codes import Action, ExitCode
-from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.contract.outcome import Result, decode_termination_message
 from airflow_provider_sft.contract.progress import Progress
 
 # The kubelet's and the shell's codes that a retry cannot change: cannot start, cannot execute, not found.
@@ -173,6 +174,15 @@ def describe_position(result: Result | None, progress: Progress | None = None) -
 def clean_text(text: str) -> str:
     """Without terminal escapes and control characters, so that a log viewer shows what was meant."""
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
+
+
+def clean_result(message: str | None) -> Result | None:
+    """The result in a termination message, its texts cleaned; None for anything that is not one."""
+    result = decode_termination_message(message)
+    if result is None:
+        return None
+    texts = {key: clean_text(value) for key, value in result.items() if isinstance(value, str)}
+    return cast("Result", {**result, **texts})
 
 
 def _failure_without_result() -> InternalFailure:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_provider_sft.contract.exit_codes import ExitCode
-from airflow_provider_sft.contract.outcome import Result, decode_termination_message
+from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.progress import Progress
 from airflow_provider_sft.failures import (
     InterruptedFailure,
@@ -15,6 +15,7 @@ from airflow_provider_sft.failures import (
     StorageFullFailure,
     TrainingFailure,
     TransientFailure,
+    clean_result,
     describe_position,
     failure_of_exit,
 )
@@ -100,7 +101,7 @@ def is_terminal(pod: Pod) -> bool:
 
 
 def read_result(pod: Pod, container: str) -> Result | None:
-    return decode_termination_message(_terminated(pod, container).get("message"))
+    return clean_result(_terminated(pod, container).get("message"))
 
 
 def failure_of_pod(

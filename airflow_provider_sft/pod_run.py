@@ -17,6 +17,7 @@ from airflow_provider_sft.config_map import delete_config_map
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.progress import Progress
 from airflow_provider_sft.failures import InterruptedFailure, TrainingFailure, TransientFailure
+from airflow_provider_sft.metrics import task_tags
 from airflow_provider_sft.pod_claim import PodClaim
 
 # isort: off
@@ -165,7 +166,8 @@ class PodRun(KubernetesPodOperator):
         start = StartWatch(
             self.base_container_name, self.schedule_timeout_seconds, self.startup_timeout_seconds
         )
-        return PodWatch(start, self.log, context.get("task_state_store"), self._form_line)
+        store = context.get("task_state_store")
+        return PodWatch(start, self.log, store, self._form_line, task_tags(context))
 
     def _form_line(self, container: str, line: str) -> str:
         if self.log_formatter:

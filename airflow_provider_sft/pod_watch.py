@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_sft.failures import TrainingFailure
+from airflow_provider_sft.metrics import Tags
 from airflow_provider_sft.pod_log import LogWindow
 from airflow_provider_sft.pod_outcome import Pod, container_state, has_ended, is_terminal
 from airflow_provider_sft.pod_start import StartWatch, describe_waiting
@@ -30,9 +31,10 @@ class PodWatch:
         log: Any,
         store: Any | None = None,
         form: Callable[[str, str], str] = lambda _container, line: line,
+        tags: Tags | None = None,
     ) -> None:
         self.last: Pod | None = None
-        self.report = ProgressReport(log, store, lambda line: form(start.container, line))
+        self.report = ProgressReport(log, store, lambda line: form(start.container, line), tags)
         self._container = start.container
         self._form = form
         self._start = start

@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow_provider_sft.contract.progress import Progress, decode_progress, describe_progress
 from airflow_provider_sft.failures import clean_text
+from airflow_provider_sft.metrics import Tags, emit_progress
 
 _STORE_INTERVAL_S = 10.0  # one write is a round trip to the API server
 _STORE_KEY = "progress"
@@ -21,11 +22,17 @@ class ProgressReport:
 
     :param store: Airflow 3.3's `context["task_state_store"]`, where there is one
     :param form: what a person reads of a line that is no progress
+    :param tags: of the metrics
     """
 
     def __init__(
-        self, log: Any, store: Any | None = None, form: Callable[[str], str] = lambda text: text
+        self,
+        log: Any,
+        store: Any | None = None,
+        form: Callable[[str], str] = lambda text: text,
+        tags: Tags | None = None,
     ) -> None:
+        self.tags = tags or {}
         self._form = form
         self.last: Progress | None = None
         self._log = log
@@ -43,6 +50,7 @@ class ProgressReport:
             return
         self.last = progress
         self._log.info("%s", describe_progress(progress))
+        emit_progress(progress, self.tags)
         if time.monotonic() - self._stored_at >= _STORE_INTERVAL_S:
             self.store()
 

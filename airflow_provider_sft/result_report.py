@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.progress import describe_duration
+from airflow_provider_sft.failures import TrainingFailure
+from airflow_provider_sft.links import LINKS_KEY, find_links
+from airflow_provider_sft.metrics import emit_end, task_tags
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -13,8 +18,23 @@ if TYPE_CHECKING:
 _SECONDS_PER_HOUR = 3600
 
 
+@contextmanager
+def announcing(operator: Any, context: Context) -> Iterator[None]:
+    """Around a task's work: links while it goes on, and what its failure leaves."""
+    operator.found_links = _links_of(operator, None)
+    try:
+        yield
+    except TrainingFailure as failure:
+        emit_end(type(failure).__name__, failure.result, task_tags(context))
+        operator.found_links = _links_of(operator, failure.result)
+        raise
+
+
 def announce_result(operator: Any, context: Context, result: Result) -> None:
     """Log what came out, and make it the `extra` of the event of every Asset among the task's outlets."""
+    emit_end("succeeded", result, task_tags(context))
+    operator.found_links = _links_of(operator, result)
+    context["ti"].xcom_push(key=LINKS_KEY, value=operator.found_links)
     for line in describe_result(result):
         operator.log.info("%s", line)
     for asset in operator.outlets:
@@ -39,6 +59,11 @@ def describe_result(result: Result) -> list[str]:
         for verdict in result.get("vllm_verdict", [])
     ]
     return [line for line in lines if line]
+
+
+def _links_of(operator: Any, result: Result | None) -> dict[str, str]:
+    config = operator.config if isinstance(operator.config, Mapping) else {}
+    return find_links(config, operator.artifacts_url, result)
 
 
 def _phrase(form: str, value: float | str | None) -> str:

@@ -28,7 +28,7 @@ from trainer.preflight import check_request, check_room
 from trainer.rank import ParentChannel, RankOutcome, RunOrder
 from trainer.run_dir import RunDir, RunIdentity, identify_run
 from trainer.supervise import StopRequest, Supervisor
-from trainer.tracker_settings import tracker_environment
+from trainer.tracker_settings import find_tracker_url, tracker_environment
 
 log = logging.getLogger("trainer")
 
@@ -176,6 +176,8 @@ class Attempt:
         }
         if self.resumed_from:
             known["resumed_from_step"] = checkpoint_step(self.resumed_from)
+        if tracker_url := find_tracker_url(self.settings, self.run_dir.path):
+            known["tracker_url"] = tracker_url
         if newest := self.store.newest():
             known["last_checkpoint_step"] = checkpoint_step(newest)
         return known

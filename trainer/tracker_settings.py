@@ -104,6 +104,16 @@ def tracker_file(settings: Settings, output_dir: Path, name: str) -> Path:
     return Path(settings.values.get("run_uri_export_path") or output_dir) / f"{name}_tracker.json"
 
 
+def find_tracker_url(settings: Settings, output_dir: Path) -> str | None:
+    """The page of this run on a tracker's server, where there is one."""
+    for name in chosen_trackers(settings.values):
+        naming = read_json(tracker_file(settings, output_dir, name)) or {}
+        for key in ("run_uri", "task_uri"):
+            if str(naming.get(key, "")).startswith(("http://", "https://")):
+                return str(naming[key])
+    return None
+
+
 def tracker_environment(settings: Settings, environ: Mapping[str, str], output_dir: Path) -> dict[str, str]:
     """What the ranks need besides `environ`, for clients that read their settings from the environment.
 

@@ -49,6 +49,7 @@ class Result(TypedDict):
     attempt: NotRequired[int]
     resumed_from_step: NotRequired[int]
     last_checkpoint_step: NotRequired[int]
+    tracker_url: NotRequired[str]  # of the run on the tracker's server
     vllm_verdict: NotRequired[list[VllmVerdict]]
     notices: NotRequired[list[str]]  # what was asked for and went another way, a sentence each
     config_sha256: NotRequired[str]

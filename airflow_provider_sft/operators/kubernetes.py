@@ -16,9 +16,11 @@ from airflow_provider_sft.contract.codec import dump_config, encode_config
 from airflow_provider_sft.contract.names import CONFIG_ENV_VAR, CONFIG_PATH_ENV_VAR, RUN_ID_ENV_VAR
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.failures import LaunchFailure
+from airflow_provider_sft.links import ModelLink, ReportLink, TrackerLink
 from airflow_provider_sft.pod_claim import CONFIG_ANNOTATION, RUN_ID_ANNOTATION, digest_config
 from airflow_provider_sft.pod_request import PodNeeds, lay_under
 from airflow_provider_sft.pod_run import PodRun
+from airflow_provider_sft.result_report import announcing
 from airflow_provider_sft.sizing import choose_sizes
 from airflow_provider_sft.task_identity import build_run_id
 from airflow_provider_sft.volumes import Mount, parse_volumes, scratch_mount, shm_mount
@@ -50,17 +52,20 @@ class SFTTrainerOperator(ConfigField, PodRun):
     :param model_parameters: the size of the model, such as `13e9`, where neither its path nor its name tells
     :param templated_config_keys: by default those that hold paths
     :param extra_config_keys: keys that this version does not know and the image does
+    :param artifacts_url: where the volume is served, such as `https://files.example.com/{path}`: it makes the links to
+        report and model (templated)
     :param do_xcom_push: whether the result becomes the task's XCom. There is no side-car
     """
 
     template_fields: Sequence[str] = (
-        *("config", "gpus", "cpu", "memory", "ephemeral_storage", "queue_name", "secrets"),
+        *("config", "gpus", "cpu", "memory", "ephemeral_storage", "queue_name", "secrets", "artifacts_url"),
         *KubernetesPodOperator.template_fields,
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **KubernetesPodOperator.template_fields_renderers,
         "config": "json",
     }
+    operator_extra_links = (ReportLink(), ModelLink(), TrackerLink())
     ui_color = "#e8e0f7"
     CONFIG_DIRECTORY = (
         "/etc/sft-config"  # where a config appears that is too long for an environment variable
@@ -82,6 +87,7 @@ class SFTTrainerOperator(ConfigField, PodRun):
         model_parameters: float | None = None,
         templated_config_keys: Sequence[str] = PATH_KEYS,
         extra_config_keys: Sequence[str] = (),
+        artifacts_url: str | None = None,
         do_xcom_push: bool = True,
         deferrable: bool = True,
         poll_interval: float = 5,
@@ -118,11 +124,17 @@ class SFTTrainerOperator(ConfigField, PodRun):
         self.model_parameters = model_parameters
         self.templated_config_keys = templated_config_keys
         self.extra_config_keys = extra_config_keys
+        self.artifacts_url = artifacts_url
         self.push_result = do_xcom_push
 
     def execute(self, context: Context) -> Result | None:
         self.name = self._set_name(self.name)
-        return self.tune(context)
+        with announcing(self, context):
+            return self.tune(context)
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Result | None:
+        with announcing(self, context):
+            return super().trigger_reentry(context, event)
 
     def build_pod_request_obj(self, context: Context | None = None, **options: Any) -> k8s.V1Pod:
         """Builds on a copy: the parent changes the operator's fields, and a second call must give the same pod."""

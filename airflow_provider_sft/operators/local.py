@@ -24,16 +24,19 @@ from airflow_provider_sft.contract.names import (
     RUN_ID_ENV_VAR,
     TERMINATION_LOG_ENV_VAR,
 )
-from airflow_provider_sft.contract.outcome import Result, decode_termination_message
+from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.failures import (
     InterruptedFailure,
     LaunchFailure,
+    clean_result,
     describe_position,
     failure_of_exit,
 )
+from airflow_provider_sft.links import ModelLink, ReportLink, TrackerLink
+from airflow_provider_sft.metrics import task_tags
 from airflow_provider_sft.process_output import follow_lines
 from airflow_provider_sft.progress_report import ProgressReport
-from airflow_provider_sft.result_report import announce_result
+from airflow_provider_sft.result_report import announce_result, announcing
 from airflow_provider_sft.task_identity import build_run_id
 
 if TYPE_CHECKING:
@@ -53,11 +56,14 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
     :param env_vars: environment variables of the trainer, beside the worker's own (templated)
     :param templated_config_keys: by default those that hold paths
     :param extra_config_keys: keys that this version does not know and the trainer does
+    :param artifacts_url: where the files are served, such as `https://files.example.com/{path}`: it makes the links
+        to report and model (templated)
     :param termination_grace_period_s: what the trainer has to save when the task is killed; then it is killed too
     """
 
-    template_fields: Sequence[str] = ("config", "env_vars")
+    template_fields: Sequence[str] = ("config", "env_vars", "artifacts_url")
     template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json", "env_vars": "json"}
+    operator_extra_links = (ReportLink(), ModelLink(), TrackerLink())
     ui_color = "#e8e0f7"
 
     def __init__(
@@ -67,6 +73,7 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
         env_vars: Mapping[str, str] | None = None,
         templated_config_keys: Sequence[str] = PATH_KEYS,
         extra_config_keys: Sequence[str] = (),
+        artifacts_url: str | None = None,
         termination_grace_period_s: float = 120,
         **kwargs: Any,
     ) -> None:
@@ -75,6 +82,7 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
         self.env_vars = env_vars
         self.templated_config_keys = templated_config_keys
         self.extra_config_keys = extra_config_keys
+        self.artifacts_url = artifacts_url
         self.termination_grace_period_s = termination_grace_period_s
         self._process: subprocess.Popen[bytes] | None = None
         self._kill_at_s: float | None = None  # by time.monotonic(), once the task was told to end
@@ -85,13 +93,8 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
         return [sys.executable, "-P", "-m", "trainer"]
 
     def execute(self, context: Context) -> Result:
-        config = self.check_config()
-        report = ProgressReport(self.log, context.get("task_state_store"))
-        with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
-            exit_code = self._run(config, build_run_id(context), Path(scratch), report)
-            result = _read_result(Path(scratch))
-        report.store()
-        return self._conclude(context, exit_code, result, report)
+        with announcing(self, context):
+            return self._tune(self.check_config(), context)
 
     def on_kill(self) -> None:
         """The trainer gets SIGTERM and saves; `execute` waits for it and fails the task."""
@@ -99,6 +102,15 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
             self._kill_at_s = time.monotonic() + self.termination_grace_period_s
         if self._process and self._process.poll() is None:
             self._process.terminate()
+
+    def _tune(self, config: Config, context: Context) -> Result:
+        store = context.get("task_state_store")
+        report = ProgressReport(self.log, store, tags=task_tags(context))
+        with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
+            exit_code = self._run(config, build_run_id(context), Path(scratch), report)
+            result = _read_result(Path(scratch))
+        report.store()
+        return self._conclude(context, exit_code, result, report)
 
     def _run(self, config: Config, run_id: str, scratch: Path, report: ProgressReport) -> int:
         self._process = _start(self.command, self._environment(config, run_id, scratch))
@@ -186,4 +198,4 @@ def _termination_log(scratch: Path) -> Path:
 
 def _read_result(scratch: Path) -> Result | None:
     path = _termination_log(scratch)
-    return decode_termination_message(path.read_text(errors="replace")) if path.exists() else None
+    return clean_result(path.read_text(errors="replace")) if path.exists() else None

@@ -49,6 +49,8 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         started_s = time.monotonic()
+        if ti := self.task_instance:
+            self._watch.report.tags = {"dag_id": ti.dag_id, "task_id": ti.task_id}
         try:
             event = await self._follow()
         except ApiAwayError as error:

@@ -33,7 +33,7 @@ def make_context(operator, *, map_index: int = -1, try_number: int = 1, **variab
         try_number=try_number,
         start_date=datetime.now(UTC),
         pushed=pushed,
-        xcom_push=pushed.__setitem__,
+        xcom_push=lambda key, value: pushed.update({key: value}),
     )
     return {
         "ti": ti,

@@ -266,3 +266,14 @@ def test_trigger_does_not_follow_another_pod_of_the_same_name(desk):
     pod = make_pod(desk)
     pod["metadata"]["uid"] = "another"
     assert asyncio.run(first_event(make_trigger(desk, pod)))["status"] == "gone"
+
+
+@MODES
+def test_links_are_xcoms_that_the_ui_reads(desk, deferrable):
+    outcome, task = tune(
+        desk.stand_in(deferrable=deferrable, artifacts_url="https://files.example.com/{path}")
+    )
+    assert task.xcoms["_link_ReportLink"] == "https://files.example.com/data/output/run/report.html"
+    assert task.xcoms["_link_ModelLink"] == "https://files.example.com/data/output/final"
+    assert task.xcoms["_link_TrackerLink"] == ""
+    assert "Failed to push an xcom" not in outcome.log
