@@ -36,8 +36,8 @@ _Seen = set[int]
 class ConfigField:
     """A mixin for operators, before their base class: it renders `self.config`.
 
-    What arrives: a mapping, an XComArg, JSON text, a template that gives one of these, or the path of a JSON
-    file (relative to the DAG file). What is left after rendering: a dict. Values that are no listed key's stay
+    What arrives: a mapping, an XComArg, JSON text, a template that gives one of these, the path of a JSON file
+    (relative to the DAG file), or a function of the context such as `forms.read_form`. What is left after rendering: a dict. Values that are no listed key's stay
     as they are: a trailing newline, `{{`, a string that looks like a number.
     """
 
@@ -66,13 +66,16 @@ class ConfigField:
         if parent is self:
             template_fields = [field for field in template_fields if field != "config"]
             try:
-                self.config = _refuse_secrets(self._render_config(context, jinja_env, seen_oids))
+                if self.config is not None:
+                    self.config = _refuse_secrets(self._render_config(context, jinja_env, seen_oids))
             except SFTError as error:
                 raise failure_of_error(error) from None
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)  # type: ignore[misc]
 
     def _render_config(self, context: Context, jinja_env: jinja2.Environment, seen_oids: _Seen) -> Config:
         source = self.config
+        if callable(source):
+            return read_config_source(source(context=context, jinja_env=jinja_env))
         if isinstance(source, str) and source.lstrip().startswith(("{{", "{%")):
             return read_config_source(self.render_template(source, context, jinja_env, seen_oids))  # type: ignore[attr-defined]
         if _is_reference(source):

@@ -56,6 +56,9 @@ class PodRun(KubernetesPodOperator):
         """The config as text, where it is too long for an environment variable."""
         return None
 
+    def may_have_config_map(self) -> bool:
+        return False
+
     def tune(self, context: Context) -> Result | None:
         """Find or create the pod, then follow it: here, or in the triggerer."""
         self.pod_request_obj = self.build_pod_request_obj(context)
@@ -121,7 +124,7 @@ class PodRun(KubernetesPodOperator):
         if failure and self.log_events_on_failure and not gone:
             self._read_pod_container_states(pod, reraise=False)
             self._read_pod_events(pod, reraise=False)
-        if self.long_config():
+        if self.may_have_config_map():
             delete_config_map(self, self._identity)
         if not gone:
             self._tidy(seen, failed=failure is not None)

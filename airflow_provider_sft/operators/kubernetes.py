@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.secret import Secret
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_sft.config_field import PATH_KEYS, ConfigField
 from airflow_provider_sft.config_map import CONFIG_FILE, is_too_long, name_after_pod, unnamed_mount
@@ -66,6 +68,7 @@ class SFTTrainerOperator(ConfigField, PodRun):
         "config": "json",
     }
     operator_extra_links = (ReportLink(), ModelLink(), TrackerLink())
+    found_links: Mapping[str, str] = MappingProxyType({})
     ui_color = "#e8e0f7"
     CONFIG_DIRECTORY = (
         "/etc/sft-config"  # where a config appears that is too long for an environment variable
@@ -139,6 +142,7 @@ class SFTTrainerOperator(ConfigField, PodRun):
     def build_pod_request_obj(self, context: Context | None = None, **options: Any) -> k8s.V1Pod:
         """Builds on a copy: the parent changes the operator's fields, and a second call must give the same pod."""
         builder = copy.copy(self)
+        builder.image = self.image or conf.get("sft", "image", fallback=None) or None
         builder.secrets = _parse_secrets(self.secrets)
         builder.volumes = [] if isinstance(self.volumes, Mapping) else self.volumes
         lay_under(builder, self._needs(context))
@@ -149,6 +153,10 @@ class SFTTrainerOperator(ConfigField, PodRun):
     def long_config(self) -> str | None:
         text = None if self.config is None else dump_config(self.check_config())
         return text if text and is_too_long(text) else None
+
+    def may_have_config_map(self) -> bool:
+        # Back from the triggerer, a config that a function made is not there any more.
+        return self.config is None or self.long_config() is not None
 
     def _needs(self, context: Context | None) -> PodNeeds:
         config = {} if self.config is None else self.check_config()

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -64,6 +65,7 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
     template_fields: Sequence[str] = ("config", "env_vars", "artifacts_url")
     template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json", "env_vars": "json"}
     operator_extra_links = (ReportLink(), ModelLink(), TrackerLink())
+    found_links: Mapping[str, str] = MappingProxyType({})
     ui_color = "#e8e0f7"
 
     def __init__(

@@ -20,6 +20,9 @@ from airflow_provider_sft.contract.names import CONTRACT_VERSION, RUN_ID_ENV_VAR
 STEPS = int(os.environ.get("STAND_IN_STEPS", "2"))
 
 
+CONFIG = read_config(os.environ)
+
+
 def report(exit_code: int, status: str, reason: str = "") -> None:
     form = os.environ.get("STAND_IN_RESULT")
     if form == "none":
@@ -35,6 +38,7 @@ def report(exit_code: int, status: str, reason: str = "") -> None:
     }
     if status == "succeeded":
         result |= {"model_path": "/data/output/final", "model_kind": "adapter", "train_loss_last": 1.5}
+        result["eval_loss"] = float(CONFIG.get("learning_rate", 1))
     text = "\x1b[31mno json" if form == "garbage" else json.dumps(result)
     Path(os.environ[TERMINATION_LOG_ENV_VAR]).write_text(text)
 
@@ -51,9 +55,8 @@ def on_term(_signum: int, _frame: object) -> None:
 
 
 def main() -> int:
-    config = read_config(os.environ)
     record = {
-        "config": config,
+        "config": CONFIG,
         "run_id": os.environ[RUN_ID_ENV_VAR],
         "pid": os.getpid(),
         "env": dict(os.environ),
