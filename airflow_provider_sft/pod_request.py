@@ -17,7 +17,7 @@ from kubernetes.client import models as k8s
 
 from airflow_provider_sft.failures import LaunchFailure
 from airflow_provider_sft.pod_outcome import to_plain
-from airflow_provider_sft.volumes import Mount
+from airflow_provider_sft.volumes import Mount, make_model
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _LABELS = {"app.kubernetes.io/name": "sft-trainer", "app.kubernetes.io/managed-by": "airflow-provider-sft"}
@@ -50,8 +50,8 @@ class PodNeeds:
 def lay_under(operator: Any, needs: PodNeeds) -> None:
     """Fill what `operator`, a copy that is about to build its pod, leaves open."""
     written = _written_pod(operator)
-    spec = written.spec if written and written.spec else k8s.V1PodSpec(containers=[])
-    container = spec.containers[0] if spec.containers else k8s.V1Container(name="")
+    spec = written.spec if written and written.spec else make_model(k8s.V1PodSpec, containers=[])
+    container = spec.containers[0] if spec.containers else make_model(k8s.V1Container, name="")
     _fill_metadata(operator, needs, written)
     _fill_env(operator, needs, container)
     _fill_volumes(operator, needs, container)
@@ -76,7 +76,7 @@ def build_resources(needs: PodNeeds) -> k8s.V1ResourceRequirements:
     if needs.gpus:
         # Extended resources cannot be overcommitted: the request follows the limit.
         limits[needs.gpu_resource] = str(needs.gpus)
-    return k8s.V1ResourceRequirements(requests=requests, limits=limits)
+    return make_model(k8s.V1ResourceRequirements, requests=requests, limits=limits)
 
 
 def split_figure(resource: str, figure: str) -> tuple[str, str]:
@@ -104,7 +104,7 @@ def _written_pod(operator: Any) -> k8s.V1Pod | None:
 
 
 def _fill_metadata(operator: Any, needs: PodNeeds, written: k8s.V1Pod | None) -> None:
-    metadata = written.metadata if written and written.metadata else k8s.V1ObjectMeta()
+    metadata = written.metadata if written and written.metadata else make_model(k8s.V1ObjectMeta)
     queue = {QUEUE_LABEL: needs.queue_name} if needs.queue_name else {}
     operator.labels = {**_LABELS, **queue, **(metadata.labels or {}), **operator.labels}
     operator.annotations = {
@@ -118,7 +118,11 @@ def _fill_metadata(operator: Any, needs: PodNeeds, written: k8s.V1Pod | None) ->
 def _fill_env(operator: Any, needs: PodNeeds, container: k8s.V1Container) -> None:
     users = convert_env_vars_or_raise_error(operator.env_vars) if operator.env_vars else []
     taken = {variable.name for variable in [*users, *(container.env or [])]}
-    ours = [k8s.V1EnvVar(name=name, value=value) for name, value in needs.env.items() if name not in taken]
+    ours = [
+        make_model(k8s.V1EnvVar, name=name, value=value)
+        for name, value in needs.env.items()
+        if name not in taken
+    ]
     operator.env_vars = [*ours, *users]  # a new list: the parent appends to it
 
 
@@ -138,7 +142,7 @@ def _overlay_resources(layers: Sequence[k8s.V1ResourceRequirements | None]) -> k
         if layer is not None:
             requests |= layer.requests or {}
             limits |= layer.limits or {}
-    return k8s.V1ResourceRequirements(requests=requests, limits=limits)
+    return make_model(k8s.V1ResourceRequirements, requests=requests, limits=limits)
 
 
 def _overlay(*layers: Any) -> dict[str, Any]:
@@ -152,6 +156,6 @@ def _tolerations(needs: PodNeeds) -> list[k8s.V1Toleration]:
         return []
     vendor = needs.gpu_resource.partition("/")[0]
     return [
-        k8s.V1Toleration(key=key, operator="Exists", effect="NoSchedule")
+        make_model(k8s.V1Toleration, key=key, operator="Exists", effect="NoSchedule")
         for key in dict.fromkeys([needs.gpu_resource, f"{vendor}/gpu"])
     ]

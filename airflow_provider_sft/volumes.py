@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
 
+from kubernetes.client import Configuration
 from kubernetes.client import models as k8s
 
 from airflow_provider_sft.failures import LaunchFailure
+
+T = TypeVar("T")
 
 SHM_PATH = "/dev/shm"  # noqa: S108  # where NCCL and data loaders share memory
 SCRATCH_PATH = "/tmp"  # noqa: S108  # the one writable directory of a read-only root
@@ -21,22 +26,33 @@ class Mount:
     volume_mount: k8s.V1VolumeMount
 
 
+def make_model(kind: Callable[..., T], **fields: Any) -> T:
+    """One of Kubernetes' models, with a configuration that all of ours share: making and copying one each is slow."""
+    return kind(local_vars_configuration=_configuration(), **fields)
+
+
+@cache
+def _configuration() -> Configuration:
+    return Configuration()
+
+
 def parse_volumes(short_form: Mapping[str, str]) -> list[Mount]:
     """:raises LaunchFailure: a form that is none of pvc:, configmap:, secret:, emptydir"""
     return [_parse(path, source, index) for index, (path, source) in enumerate(short_form.items())]
 
 
 def shm_mount(size: str) -> Mount:
-    source = k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit=size)
+    source = make_model(k8s.V1EmptyDirVolumeSource, medium="Memory", size_limit=size)
     return Mount(
-        k8s.V1Volume(name="sft-shm", empty_dir=source), k8s.V1VolumeMount(name="sft-shm", mount_path=SHM_PATH)
+        make_model(k8s.V1Volume, name="sft-shm", empty_dir=source),
+        make_model(k8s.V1VolumeMount, name="sft-shm", mount_path=SHM_PATH),
     )
 
 
 def scratch_mount() -> Mount:
     return Mount(
-        k8s.V1Volume(name="sft-scratch", empty_dir=k8s.V1EmptyDirVolumeSource()),
-        k8s.V1VolumeMount(name="sft-scratch", mount_path=SCRATCH_PATH),
+        make_model(k8s.V1Volume, name="sft-scratch", empty_dir=make_model(k8s.V1EmptyDirVolumeSource)),
+        make_model(k8s.V1VolumeMount, name="sft-scratch", mount_path=SCRATCH_PATH),
     )
 
 
@@ -64,17 +80,26 @@ def _parse(path: str, source: str, tag: int | str) -> Mount:
     # ConfigMaps and Secrets cannot be written anyway; saying so lets strict admission policies pass.
     read_only = mode == "ro" or kind in ("configmap", "secret")
     return Mount(
-        volume, k8s.V1VolumeMount(name=volume_name, mount_path=path, read_only=True if read_only else None)
+        volume,
+        make_model(
+            k8s.V1VolumeMount, name=volume_name, mount_path=path, read_only=True if read_only else None
+        ),
     )
 
 
 _SOURCES: Mapping[str, Callable[[str], k8s.V1Volume]] = {
-    "pvc": lambda claim: k8s.V1Volume(
-        name="", persistent_volume_claim=k8s.V1PersistentVolumeClaimVolumeSource(claim_name=claim)
+    "pvc": lambda claim: make_model(
+        k8s.V1Volume,
+        name="",
+        persistent_volume_claim=make_model(k8s.V1PersistentVolumeClaimVolumeSource, claim_name=claim),
     ),
-    "configmap": lambda name: k8s.V1Volume(name="", config_map=k8s.V1ConfigMapVolumeSource(name=name)),
-    "secret": lambda name: k8s.V1Volume(name="", secret=k8s.V1SecretVolumeSource(secret_name=name)),
-    "emptydir": lambda size: k8s.V1Volume(
-        name="", empty_dir=k8s.V1EmptyDirVolumeSource(size_limit=size or None)
+    "configmap": lambda name: make_model(
+        k8s.V1Volume, name="", config_map=make_model(k8s.V1ConfigMapVolumeSource, name=name)
+    ),
+    "secret": lambda name: make_model(
+        k8s.V1Volume, name="", secret=make_model(k8s.V1SecretVolumeSource, secret_name=name)
+    ),
+    "emptydir": lambda size: make_model(
+        k8s.V1Volume, name="", empty_dir=make_model(k8s.V1EmptyDirVolumeSource, size_limit=size or None)
     ),
 }

@@ -42,6 +42,12 @@ def test_local_operator_imports_no_torch_and_no_trainer():
     assert find_imported(statement, *HEAVY, "trainer", "kubernetes") == ""
 
 
+@pytest.mark.timeout(120)
+def test_kubernetes_operator_imports_no_torch_and_no_trainer():
+    statement = "from airflow_provider_sft.operators import SFTTrainerOperator"
+    assert find_imported(statement, *HEAVY, "trainer") == ""
+
+
 def test_trainer_parent_imports_no_airflow_and_no_torch():
     assert find_imported("import trainer.__main__", *HEAVY, "airflow") == ""
 

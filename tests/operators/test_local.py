@@ -235,3 +235,8 @@ def test_local_rendered_config_is_what_rendered_templates_shows():
     operator = make({**CONFIG, "output_dir": "/o/{{ run_id }}"})
     render(operator, make_context(operator))
     assert operator.config["output_dir"] == "/o/manual__2026-01-01T00:00:00+00:00"
+
+
+def test_local_task_without_a_config_says_so():
+    with pytest.raises(failures.ConfigFailure, match="config is None. Give a dict"):
+        run(make_operator(StandInOperator, config=None))
