@@ -18,6 +18,9 @@ class LogWindow:
     """
 
     def __init__(self) -> None:
+        self.read_until = (
+            ""  # the time of the newest line so far; set by who goes on where another reader stopped
+        )
         self._read_at_s: float | None = None
         self._started_at_s = 0.0
         self._seen: Counter[str] = Counter()
@@ -32,10 +35,18 @@ class LogWindow:
     def take(self, stamped_lines: Iterable[str]) -> Iterator[str]:
         """The new ones among lines `<RFC 3339 time> <text>`, without the time. Only a read that arrived whole."""
         lines = list(stamped_lines)
+        if self._read_at_s is None and self.read_until:
+            lines = [line for line in lines if _stamp(line) > self.read_until]
         self._read_at_s = self._started_at_s
+        self.read_until = max(map(_stamp, lines), default=self.read_until)
         before, self._seen = self._seen, Counter(lines)
         for line in lines:
             if before[line]:
                 before[line] -= 1
             else:
                 yield line.partition(" ")[2]
+
+
+def _stamp(line: str) -> str:
+    """The kubelet's time: nine digits after the second and in UTC, so that text sorts as time does."""
+    return line.partition(" ")[0]

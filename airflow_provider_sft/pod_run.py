@@ -27,6 +27,7 @@ from airflow_provider_sft.pod_outcome import has_ended, is_terminal, read_result
 # isort: on
 from airflow_provider_sft.pod_start import StartWatch
 from airflow_provider_sft.pod_watch import PodWatch
+from airflow_provider_sft.progress_report import store_progress
 from airflow_provider_sft.result_report import announce_result
 from airflow_provider_sft.triggers.kubernetes import SFTTrainerTrigger
 
@@ -87,6 +88,7 @@ class PodRun(KubernetesPodOperator):
         self.pod = k8s.V1Pod(metadata=k8s.V1ObjectMeta(name=name, namespace=namespace, uid=uid))
         self._progress, self._last_seen = event.get("progress"), event.get("pod")
         self._why_gone = event.get("why_gone", "")
+        store_progress(context.get("task_state_store"), self._progress)
         if event["status"] == "failed":
             self._give_up(vars(failures)[event["failure"]](event["message"]))
         if event["status"] == "timeout":
@@ -94,7 +96,9 @@ class PodRun(KubernetesPodOperator):
         if event["status"] == "error":
             self._defer_again(context, event)
         if event["status"] != "gone" and not event.get("log_complete", True):
-            self._read_log(self._watch(context), self.base_container_name)
+            watch = self._watch(context)
+            watch.window(self.base_container_name).read_until = event.get("log_read_until", "")
+            self._read_log(watch, self.base_container_name)
         return self._conclude(context)
 
     def on_kill(self) -> None:

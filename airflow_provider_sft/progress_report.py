@@ -56,14 +56,18 @@ class ProgressReport:
 
     def store(self) -> None:
         """Write the last progress to the task state store now."""
-        if self._store is None or self.last is None:
-            return
         self._stored_at = time.monotonic()
         try:
-            self._store.set(_STORE_KEY, dict(self.last))
+            store_progress(self._store, self.last)
         except Exception:  # noqa: BLE001  # a run is worth more than its progress bar
             self._log.warning("The task state store takes no progress; training goes on.", exc_info=True)
             self._store = None
+
+
+def store_progress(store: Any | None, progress: Progress | None) -> None:
+    """:param store: None before Airflow 3.3"""
+    if store is not None and progress is not None:
+        store.set(_STORE_KEY, dict(progress))
 
 
 def _position(progress: Progress) -> tuple[int, int, bool]:

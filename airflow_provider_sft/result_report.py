@@ -37,6 +37,7 @@ def announce_result(operator: Any, context: Context, result: Result) -> None:
     context["ti"].xcom_push(key=LINKS_KEY, value=operator.found_links)
     for line in describe_result(result):
         operator.log.info("%s", line)
+    _store_resumption(context.get("task_state_store"), result)
     for asset in operator.outlets:
         context["outlet_events"][asset].extra.update(cast("dict[str, Any]", result))
 
@@ -59,6 +60,13 @@ def describe_result(result: Result) -> list[str]:
         for verdict in result.get("vllm_verdict", [])
     ]
     return [line for line in lines if line]
+
+
+def _store_resumption(store: Any | None, result: Result) -> None:
+    """For the Storage tab: which attempt this was, and where it went on."""
+    if store is not None and "attempt" in result:
+        store.set("attempt", result["attempt"])
+        store.set("resumed_from", result.get("resumed_from_step", 0))
 
 
 def _links_of(operator: Any, result: Result | None) -> dict[str, str]:

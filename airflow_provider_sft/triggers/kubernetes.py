@@ -17,6 +17,7 @@ from airflow_provider_sft.api_patience import (
     describe_api_error,
     is_passing,
 )
+from airflow_provider_sft.log_bookmark import Bookmark, read_bookmark
 from airflow_provider_sft.pod_outcome import Pod, find_disruption, to_plain, trim_pod
 from airflow_provider_sft.pod_start import StartWatch
 from airflow_provider_sft.pod_watch import PodWatch
@@ -42,6 +43,8 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
         self._patience = Patience(self.log)
         start = StartWatch(self.base_container_name, self.schedule_timeout, self.startup_timeout)
         self._watch = PodWatch(start, self.log)
+        self._window = self._watch.window(self.base_container_name)
+        self._bookmark = Bookmark(self.pod_name, self.pod_namespace, self.log)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         _, kwargs = super().serialize()
@@ -65,6 +68,7 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
                 "namespace": self.pod_namespace,
                 "uid": self.pod_uid,
                 "progress": self._watch.report.last,
+                "log_read_until": self._window.read_until,
                 "watched_s": time.monotonic() - started_s,
                 **self.trigger_kwargs,
                 **event,
@@ -72,9 +76,14 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
         )
 
     async def _follow(self) -> dict[str, Any]:
-        while True:
-            if self._is_overdue():
-                return {"status": "timeout"}
+        try:
+            return await self._follow_to_the_end()
+        except asyncio.CancelledError:  # the triggerer stops: another one goes on from here
+            await self._bookmark.save(self.hook, self._window.read_until)
+            raise
+
+    async def _follow_to_the_end(self) -> dict[str, Any]:
+        while not self._is_overdue():
             pod = await self._read()
             if pod is None:
                 why = find_disruption(await self._read_events())
@@ -83,15 +92,26 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
                     "pod": self._watch.last and trim_pod(self._watch.last),
                     "why_gone": why,
                 }
-            self._watch.see(pod)
-            if self._watch.is_pending(pod):
-                if failure := self._watch.judge(pod, await self._read_events()):
-                    return {"status": "failed", "failure": type(failure).__name__, "message": str(failure)}
-            else:
-                log_complete = await self._read_log()
-                if self._watch.is_over(pod):
-                    return {"status": "ended", "pod": trim_pod(pod), "log_complete": log_complete}
+            if event := await self._look_at(pod):
+                return event
             await asyncio.sleep(self._watch.pause_s(self.poll_interval))
+        return {"status": "timeout"}
+
+    async def _look_at(self, pod: Pod) -> dict[str, Any] | None:
+        """The event that this pod makes, None while it goes on."""
+        if self._watch.last is None:
+            self._window.read_until = read_bookmark(pod)
+        self._watch.see(pod)
+        if self._watch.is_pending(pod):
+            failure = self._watch.judge(pod, await self._read_events())
+            if failure is None:
+                return None
+            return {"status": "failed", "failure": type(failure).__name__, "message": str(failure)}
+        log_complete = await self._read_log()
+        if self._watch.is_over(pod):
+            return {"status": "ended", "pod": trim_pod(pod), "log_complete": log_complete}
+        await self._bookmark.save_at_times(self.hook, self._window.read_until)
+        return None
 
     def _is_overdue(self) -> bool:
         deadline = self.trigger_kwargs.get("_execution_deadline")
@@ -134,7 +154,7 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
         """False where the log could not be read: the next read brings what is missing."""
         if not self.get_logs:
             return True
-        since_seconds = self._watch.window(self.base_container_name).begin_read()
+        since_seconds = self._window.begin_read()
         try:
             lines = await self.hook.read_logs(
                 self.pod_name, self.pod_namespace, self.base_container_name, since_seconds=since_seconds

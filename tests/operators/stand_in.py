@@ -35,6 +35,7 @@ def report(exit_code: int, status: str, reason: str = "") -> None:
         "advice": "",
         "steps": STEPS,
         "last_checkpoint_step": max(STEPS - 1, 0),
+        "attempt": 1,
     }
     if status == "succeeded":
         result |= {"model_path": "/data/output/final", "model_kind": "adapter", "train_loss_last": 1.5}

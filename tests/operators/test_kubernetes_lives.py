@@ -245,6 +245,22 @@ def test_triggerer_that_shuts_down_leaves_the_pod_alone(desk):
     assert "deletionTimestamp" not in desk.kube.pods()[0]["metadata"]
 
 
+def test_triggerer_that_takes_over_goes_on_in_the_log_where_the_other_stopped(desk, capfd):
+    pod = make_pod(desk, steps=150)
+
+    async def hand_over():
+        task = asyncio.create_task(first_event(make_trigger(desk, pod)))
+        await asyncio.sleep(1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.5)
+        return await first_event(make_trigger(desk, pod))
+
+    assert asyncio.run(hand_over())["status"] == "ended"
+    log = "".join(capfd.readouterr())
+    assert [log.count(f"step {step}/150 ") for step in range(1, 151)] == [1] * 150
+
+
 def test_deferred_task_that_is_killed_deletes_the_pod_with_its_grace(desk):
     pod = make_pod(desk)
     asyncio.run(make_trigger(desk, pod).on_kill())

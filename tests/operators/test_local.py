@@ -211,7 +211,8 @@ def test_local_progress_is_in_the_task_state_store():
     operator = make(STAND_IN_STEPS="3")
     context = make_context(operator)
     run(operator, context)
-    assert context["task_state_store"]["progress"]["step"] == 3
+    store = context["task_state_store"]
+    assert (store["progress"]["step"], store["attempt"], store["resumed_from"]) == (3, 1, 0)
 
 
 def test_local_asset_event_carries_the_result():
