@@ -12,7 +12,7 @@ from airflow_provider_sft.failures import ConfigFailure, LaunchFailure
 from airflow_provider_sft.volumes import Mount, configmap_mount
 
 if TYPE_CHECKING:
-    from airflow_provider_sft.pod_run import PodRun
+    from airflow_provider_sft.pod_access import PodAccess
 
 CONFIG_FILE = "config.json"
 _UNNAMED = "named-after-the-pod"
@@ -42,7 +42,7 @@ def config_map_name(pod_name: str) -> str:
     return f"{pod_name}-config"
 
 
-def create_config_map(operator: PodRun, pod: k8s.V1Pod, config_text: str) -> None:
+def create_config_map(operator: PodAccess, pod: k8s.V1Pod, config_text: str) -> None:
     """Before the pod, which does not start without it.
 
     :raises PermanentFailure: too long for a ConfigMap too, or not allowed
@@ -66,7 +66,7 @@ def create_config_map(operator: PodRun, pod: k8s.V1Pod, config_text: str) -> Non
         raise
 
 
-def adopt_config_map(operator: PodRun, pod: k8s.V1Pod) -> None:
+def adopt_config_map(operator: PodAccess, pod: k8s.V1Pod) -> None:
     """The pod owns it from now on: whoever deletes the pod deletes both."""
     owner: dict[str, Any] = {
         "apiVersion": "v1",
@@ -86,7 +86,7 @@ def adopt_config_map(operator: PodRun, pod: k8s.V1Pod) -> None:
         operator.log.warning("The pod cannot own its config: %s", describe_api_error(error))
 
 
-def delete_config_map(operator: PodRun, metadata: k8s.V1ObjectMeta) -> None:
+def delete_config_map(operator: PodAccess, metadata: k8s.V1ObjectMeta) -> None:
     try:
         operator.client.delete_namespaced_config_map(config_map_name(metadata.name), metadata.namespace)
     except Exception as error:  # noqa: BLE001  # the pod's end takes it along

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Never, TypeVar
+from typing import TYPE_CHECKING, Any, Never
 
-from airflow.providers.cncf.kubernetes.callbacks import ExecutionMode
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from kubernetes.client import models as k8s
 
 from airflow_provider_sft import failures
-from airflow_provider_sft.api_patience import ApiAwayError, Patience, api_status, describe_api_error
+from airflow_provider_sft.api_patience import describe_api_error
 from airflow_provider_sft.config_map import delete_config_map
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.progress import Progress
 from airflow_provider_sft.failures import InterruptedFailure, TrainingFailure, TransientFailure
 from airflow_provider_sft.metrics import task_tags
+from airflow_provider_sft.pod_access import PodAccess
 from airflow_provider_sft.pod_claim import PodClaim
-
-# isort: off
-from airflow_provider_sft.pod_outcome import Pod, container_state, failure_of_pod, find_disruption
-from airflow_provider_sft.pod_outcome import has_ended, is_terminal, read_result, to_plain
-
-# isort: on
+from airflow_provider_sft.pod_outcome import (
+    Pod,
+    container_state,
+    failure_of_pod,
+    find_disruption,
+    has_ended,
+    is_terminal,
+    read_result,
+    to_plain,
+)
 from airflow_provider_sft.pod_start import StartWatch
 from airflow_provider_sft.pod_watch import PodWatch
 from airflow_provider_sft.progress_report import store_progress
@@ -35,16 +37,12 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
-T = TypeVar("T")
-
-_FORBIDDEN, _NOT_FOUND = 403, 404
-_LOG_TIMEOUT_S = (10, 60)  # connect, read
 # A triggerer that held out this long did its work; only quick failures in a row count.
 _QUICK_S = 60.0
 _MAX_QUICK_FAILURES = 10
 
 
-class PodRun(KubernetesPodOperator):
+class PodRun(PodAccess):
     """What of KubernetesPodOperator has to do with the pod's life, made for runs of hours and days."""
 
     push_result: bool
@@ -190,68 +188,6 @@ class PodRun(KubernetesPodOperator):
             return [container["name"] for container in pod["spec"]["containers"]]
         return [asked] if isinstance(asked, str) else list(asked)
 
-    @property
-    def _identity(self) -> k8s.V1ObjectMeta:
-        if self.pod is None:
-            raise RuntimeError("the pod is neither found nor created yet")
-        return self.pod.metadata
-
-    def _read(self) -> Pod | None:
-        """The pod as it is, None when it, told by its uid, does not exist."""
-        metadata = self._identity
-        try:
-            pod: Pod = to_plain(
-                self.patiently(lambda: self.client.read_namespaced_pod(metadata.name, metadata.namespace))
-            )
-        except Exception as error:
-            if api_status(error) == _NOT_FOUND:
-                return None
-            raise
-        return pod if pod["metadata"].get("uid") == metadata.uid else None
-
-    def _read_events(self) -> list[dict[str, Any]]:
-        metadata = self._identity
-        selector = f"involvedObject.name={metadata.name},involvedObject.uid={metadata.uid}"
-        try:
-            events = self.client.list_namespaced_event(metadata.namespace, field_selector=selector)
-        except Exception as error:  # noqa: BLE001  # events explain; nothing depends on them
-            self.log.debug("The pod's events cannot be read: %s", describe_api_error(error))
-            return []
-        return [to_plain(event) for event in events.items]
-
-    def _read_log(self, watch: PodWatch, container: str) -> None:
-        metadata = self._identity
-        since_seconds = watch.window(container).begin_read()
-        try:
-            response = self.client.read_namespaced_pod_log(
-                metadata.name,
-                metadata.namespace,
-                container=container,
-                timestamps=True,
-                since_seconds=since_seconds,
-                _preload_content=False,
-                _request_timeout=_LOG_TIMEOUT_S,
-            )
-            text = response.data.decode(errors="replace")
-        except Exception as error:  # noqa: BLE001  # a lost log is no lost training
-            self.log.warning("The pod's log cannot be read now: %s", describe_api_error(error))
-            return
-        for line in watch.take_log(container, text.rstrip("\n").split("\n") if text else []):
-            self._call_back("progress_callback", None, line=line, container_name=container, pod=self.pod)
-
-    def patiently(self, work: Callable[[], T]) -> T:
-        """:raises TransientFailure: the API server is away for long; the pod lives on, and the retry finds it"""
-        try:
-            return Patience(self.log).insist(work, refresh=self._refresh_cached_properties)
-        except ApiAwayError as error:
-            raise TransientFailure(
-                f"{error} The pod is left running, and the retry finds it again."
-            ) from error
-
-    def _refresh_cached_properties(self) -> None:
-        for name in ("hook", "client", "pod_manager"):
-            self.__dict__.pop(name, None)
-
     def _last_look(self) -> tuple[Pod, bool]:
         """The pod as last seen, and whether it is gone."""
         if self._last_seen and has_ended(self._last_seen, self.base_container_name):
@@ -280,12 +216,6 @@ class PodRun(KubernetesPodOperator):
         self._delete()
         raise failure
 
-    def _delete(self) -> None:
-        try:
-            self.patiently(lambda: self.pod_manager.delete_pod(self.pod))
-        except Exception as error:  # noqa: BLE001  # the outcome counts more
-            self.log.warning("Pod %s cannot be deleted: %s", self._identity.name, describe_api_error(error))
-
     def _defer_again(self, context: Context, event: dict[str, Any]) -> None:
         """Where the triggerer lost the API server: with new credentials, if the pod is still at work."""
         pod = self._read()
@@ -309,8 +239,3 @@ class PodRun(KubernetesPodOperator):
         if self._killed:
             told = "The task was told to end; the pod got SIGTERM, saves and is deleted. The retry resumes."
             raise InterruptedFailure(told)
-
-    def _call_back(self, name: str, context: Context | None, **arguments: Any) -> None:
-        told = {"client": self.client, "mode": ExecutionMode.SYNC, "operator": self, "context": context}
-        for callback in self.callbacks:
-            getattr(callback, name)(**told, **arguments)

@@ -1,0 +1,100 @@
+"""A pod over the API: patient, told by its uid, its request and environment in no message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.providers.cncf.kubernetes.callbacks import ExecutionMode
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from kubernetes.client import models as k8s
+
+from airflow_provider_sft.api_patience import ApiAwayError, Patience, api_status, describe_api_error
+from airflow_provider_sft.failures import TransientFailure
+from airflow_provider_sft.pod_outcome import Pod, to_plain
+from airflow_provider_sft.pod_watch import PodWatch
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+T = TypeVar("T")
+
+_NOT_FOUND = 404
+_LOG_TIMEOUT_S = (10, 60)  # connect, read
+
+
+class PodAccess(KubernetesPodOperator):
+    """KubernetesPodOperator's pod, `self.pod`, as a run of days has to treat it."""
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """:raises TransientFailure: the API server is away for long; the pod lives on, and the retry finds it"""
+        try:
+            return Patience(self.log).insist(work, refresh=self._refresh_cached_properties)
+        except ApiAwayError as error:
+            raise TransientFailure(
+                f"{error} The pod is left running, and the retry finds it again."
+            ) from error
+
+    def _refresh_cached_properties(self) -> None:
+        for name in ("hook", "client", "pod_manager"):
+            self.__dict__.pop(name, None)
+
+    @property
+    def _identity(self) -> k8s.V1ObjectMeta:
+        if self.pod is None:
+            raise RuntimeError("the pod is neither found nor created yet")
+        return self.pod.metadata
+
+    def _read(self) -> Pod | None:
+        """The pod as it is, None when it, told by its uid, does not exist."""
+        metadata = self._identity
+        try:
+            pod: Pod = to_plain(
+                self.patiently(lambda: self.client.read_namespaced_pod(metadata.name, metadata.namespace))
+            )
+        except Exception as error:
+            if api_status(error) == _NOT_FOUND:
+                return None
+            raise
+        return pod if pod["metadata"].get("uid") == metadata.uid else None
+
+    def _read_events(self) -> list[dict[str, Any]]:
+        metadata = self._identity
+        selector = f"involvedObject.name={metadata.name},involvedObject.uid={metadata.uid}"
+        try:
+            events = self.client.list_namespaced_event(metadata.namespace, field_selector=selector)
+        except Exception as error:  # noqa: BLE001  # events explain; nothing depends on them
+            self.log.debug("The pod's events cannot be read: %s", describe_api_error(error))
+            return []
+        return [to_plain(event) for event in events.items]
+
+    def _read_log(self, watch: PodWatch, container: str) -> None:
+        metadata = self._identity
+        since_seconds = watch.window(container).begin_read()
+        try:
+            response = self.client.read_namespaced_pod_log(
+                metadata.name,
+                metadata.namespace,
+                container=container,
+                timestamps=True,
+                since_seconds=since_seconds,
+                _preload_content=False,
+                _request_timeout=_LOG_TIMEOUT_S,
+            )
+            text = response.data.decode(errors="replace")
+        except Exception as error:  # noqa: BLE001  # a lost log is no lost training
+            self.log.warning("The pod's log cannot be read now: %s", describe_api_error(error))
+            return
+        for line in watch.take_log(container, text.rstrip("\n").split("\n") if text else []):
+            self._call_back("progress_callback", None, line=line, container_name=container, pod=self.pod)
+
+    def _delete(self) -> None:
+        try:
+            self.patiently(lambda: self.pod_manager.delete_pod(self.pod))
+        except Exception as error:  # noqa: BLE001  # the outcome counts more
+            self.log.warning("Pod %s cannot be deleted: %s", self._identity.name, describe_api_error(error))
+
+    def _call_back(self, name: str, context: Context | None, **arguments: Any) -> None:
+        told = {"client": self.client, "mode": ExecutionMode.SYNC, "operator": self, "context": context}
+        for callback in self.callbacks:
+            getattr(callback, name)(**told, **arguments)
