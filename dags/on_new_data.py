@@ -7,6 +7,8 @@ Started by hand, it takes the parameter `data` instead.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from airflow.providers.common.compat.sdk import DAG, Asset
 
 from airflow_provider_sft.assets import event_extra
@@ -17,6 +19,7 @@ NEW_DATA = Asset(uri="sft://data/tweets")
 with DAG(
     "on_new_data",
     schedule=[NEW_DATA],
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
     params={"data": "/data/tweets.jsonl"},
     max_active_runs=1,
     doc_md=__doc__,
