@@ -8,7 +8,7 @@ ARGS ?=
 CODE := airflow_provider_sft trainer dags tests tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench faults image image-pins image-test vllm schema docs pin clean
+.PHONY: help install demo test check format bench image image-pins image-test vllm schema pin clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,9 +41,6 @@ format: install ## apply what check asks for, where it can be applied
 bench: install ## every tests/bench/bench_*.py
 	$(BIN)/python -m tools.bench $(ARGS)
 
-faults: install ## the long fault loops
-	$(BIN)/python -m pytest -m faults $(ARGS)
-
 image: ## build the trainer image
 	images/build.sh $(ARGS)
 
@@ -56,11 +53,8 @@ image-pins: install ## write images/requirements-*.txt anew from constraints.txt
 vllm: install ## our verdict on adapters against released vLLM, whose wheels it fetches (2 GB)
 	$(BIN)/python -m tools.vllm $(ARGS)
 
-schema: install ## write contract/config_schema.json anew from the trainer's dataclasses
+schema: install ## write config_schema.json and docs/config.md anew from the trainer's dataclasses
 	$(BIN)/python -m trainer.schema
-
-docs: install ## write the generated key reference anew
-	$(BIN)/python -m tools.docs
 
 pin: install ## write constraints.txt anew from .venv
 	$(BIN)/python tools/constraints.py > constraints.new && mv constraints.new constraints.txt && touch $(STAMP)

@@ -130,9 +130,10 @@ def tell(work_dir: Path, seconds: float) -> None:
     table.add_row("training loss", f"{result['train_loss_first']:.3f} -> {result['train_loss_last']:.3f}")
     table.add_row("held-out rows", str(after["num_rows"]))
     table.add_row("time", f"{describe_duration(seconds)}, tuning {describe_duration(result['wall_s'])}")
-    table.add_row("adapter", result["model_path"])
-    table.add_row("report", str(run_dir / "adapter" / "report.html"))
-    console.print(table, soft_wrap=True)
+    console.print(table)
+    # Plain lines: a table cuts a path that is longer than the terminal is wide.
+    console.print(f"adapter: {result['model_path']}", soft_wrap=True, highlight=False)
+    console.print(f"report:  {run_dir / 'adapter' / 'report.html'}", soft_wrap=True, highlight=False)
     console.print(f"held-out before: {before['contains']:.2f} after: {after['contains']:.2f}")
 
 
