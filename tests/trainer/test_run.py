@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests import tiny
 from tests.conftest import TrainerRun
+from trainer.files import sha256_file
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,10 @@ def lora(tiny_model_dir, tmp_path_factory):
         "lora_post_process_for_vllm": True,
         "add_special_tokens": ["<|complaint|>"],
     }
+    base_sha256 = sha256_file(tiny_model_dir / "model.safetensors")
     run = TrainerRun(config, {"SFT_RUN_ID": "dag/run/task/-1"}, directory / "termination.log")
     assert run.wait() == 0, run.stderr[-4000:]
+    run.base_sha256 = base_sha256
     run.config, run.out = config, directory / "out"
     return run
 
@@ -109,6 +112,30 @@ def test_adapter_loads_with_peft_and_changes_the_answer(lora, tiny_model_dir):
     ids = tokenizer("### Text: @bank the bill is wrong\n\n### Label:", return_tensors="pt").input_ids
     output = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
     assert "complaint" in tokenizer.decode(output[0, ids.shape[1] :])
+
+
+def test_adapter_alone_changes_and_the_base_model_stays_as_it_was(lora, tiny_model_dir):
+    adapter = load_file(lora.out / "adapter_model.safetensors")
+    changed = [tensor for name, tensor in adapter.items() if "lora_B" in name]
+    # lora_B starts at 0: what is not 0 was trained.
+    assert len(changed) == 14
+    assert all(tensor.any() for tensor in changed)
+    assert sha256_file(tiny_model_dir / "model.safetensors") == lora.base_sha256
+
+
+def test_adapter_says_with_peft_what_the_report_shows(lora, tiny_model_dir):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(lora.out)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = PeftModel.from_pretrained(base, lora.out).eval()
+    for sample in json.loads((lora.out / ".sft.samples.json").read_text())["samples"]:
+        ids = tokenizer(sample["prompt"], add_special_tokens=False, return_tensors="pt").input_ids
+        output = model.generate(input_ids=ids, max_new_tokens=64, do_sample=False)
+        assert tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True) == sample["after"]
+        assert sample["after"] in (lora.out / "report.html").read_text()
 
 
 def test_added_token_is_recorded_and_exported_in_the_seeds_form(lora, tiny_model_dir):
@@ -204,3 +231,41 @@ def test_seeds_two_process_config_trains_on_two_ranks(run_trainer, lora_config, 
     assert (result["distributed"], result["world_size"]) == ("ddp", 2)
     assert "FSDP applies to GPUs only" in run.stderr
     assert len(run.progress) == 4
+
+
+SEED = {
+    "accelerate_launch_args": {"main_process_port": 1234},
+    "model_name_or_path": "/llama/13B",
+    "training_data_path": "/data/twitter_complaints.json",
+    "output_dir": "/output/llama-13b-ft-multigpu",
+    "num_train_epochs": 5.0,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-5,
+    "response_template": "\n### Label:",
+    "dataset_text_field": "output",
+    "lora_post_process_for_vllm": True,
+}
+
+
+@pytest.mark.parametrize("way", ["ENV_VAR", "PATH"])
+def test_seeds_own_json_trains_with_nothing_but_its_paths_changed(
+    run_trainer, tiny_model_dir, tweets, tmp_path, way
+):
+    rows = [json.loads(line) for line in tweets.read_text().splitlines()]
+    (tmp_path / "twitter_complaints.json").write_text(json.dumps(rows))
+    paths = {
+        "model_name_or_path": str(tiny_model_dir),
+        "training_data_path": str(tmp_path / "twitter_complaints.json"),
+        "output_dir": str(tmp_path / "out"),
+    }
+    config = SEED | paths
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    by_path = {
+        "SFT_TRAINER_CONFIG_JSON_ENV_VAR": "",
+        "SFT_TRAINER_CONFIG_JSON_PATH": str(tmp_path / "config.json"),
+    }
+    run = run_trainer(config, **(by_path if way == "PATH" else {}))
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["model_kind"], result["steps"], result["epochs"]) == ("full", 80, 5.0)
+    # bfloat16 weights at this learning rate hardly move; that five epochs were logged is what can be told.
+    assert [entry["epoch"] for entry in run.progress] == [1, 2, 3, 4, 5]
