@@ -14,7 +14,7 @@ from peft import (
     get_peft_model,
     prepare_model_for_kbit_training,
 )
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedModel, PreTrainedTokenizerBase
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import Settings
@@ -80,12 +80,15 @@ def _build_prompt_tuning(options: dict[str, Any], settings: Settings) -> PromptT
     )
 
 
-def build_quantization(settings: Settings) -> BitsAndBytesConfig | None:
-    """QLoRA's base in 4 bits, from the peer's `bnb_qlora` and `auto_gptq` keys or transformers' own.
+def build_quantization(settings: Settings) -> BitsAndBytesConfig | Mxfp4Config | None:
+    """How the base is loaded: QLoRA's 4 bits, or weights stored in MXFP4. A GPTQ base says so itself.
 
     :raises ConfigError: bitsandbytes or a GPU is missing
     """
-    kind = settings.section("quantization").get("bnb_qlora")
+    options = settings.section("quantization")
+    if options.get("quantization_method") == "mxfp4":
+        return Mxfp4Config(dequantize=options["dequantize"])
+    kind = options.get("bnb_qlora")
     if not kind:
         return None
     quant_type, _, _ = (kind if isinstance(kind, list) else [kind])[0].partition(",")
