@@ -73,6 +73,7 @@ class SFTTrainerOperator(ConfigField, PodRun):
     CONFIG_DIRECTORY = (
         "/etc/sft-config"  # where a config appears that is too long for an environment variable
     )
+    config_as_file = False  # whether a short one appears there too
 
     def __init__(  # noqa: PLR0913  # keyword-only, as the parent
         self,
@@ -152,7 +153,7 @@ class SFTTrainerOperator(ConfigField, PodRun):
 
     def long_config(self) -> str | None:
         text = None if self.config is None else dump_config(self.check_config())
-        return text if text and is_too_long(text) else None
+        return text if text and self._is_file(text) else None
 
     def may_have_config_map(self) -> bool:
         # Back from the triggerer, a config that a function made is not there any more.
@@ -160,7 +161,7 @@ class SFTTrainerOperator(ConfigField, PodRun):
 
     def _needs(self, context: Context | None) -> PodNeeds:
         config = {} if self.config is None else self.check_config()
-        as_file = is_too_long(dump_config(config))
+        as_file = self._is_file(dump_config(config))
         return PodNeeds(
             gpus=self.gpus_wanted,
             gpu_resource=self.gpu_resource,
@@ -170,6 +171,9 @@ class SFTTrainerOperator(ConfigField, PodRun):
             annotations=_annotations(config, context),
             mounts=[*self._mounts(), *([unnamed_mount(self.CONFIG_DIRECTORY)] if as_file else [])],
         )
+
+    def _is_file(self, config_text: str) -> bool:
+        return self.config_as_file or is_too_long(config_text)
 
     @property
     def gpus_wanted(self) -> int:
