@@ -27,8 +27,8 @@ examples:
   sft-config pod config.json --image sft-trainer:1 --gpus 2    the operator's pod as YAML
   sft-config vllm-check DIR --vllm 0.33     whether that vLLM serves the adapter in DIR as it was trained
 
-exit codes: 0 right; 64 the config is wrong; 66 no such file; 69 the adapter does not load right; 77 not readable;
-201 storage and 202 memory cannot be enough
+exit codes: 0 right; 64 the config is wrong; 66 no such file; 69 the adapter cannot be exported, or does not load right;
+77 not readable; 201 storage and 202 memory cannot be enough
 """
 Command = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse's own class for it is private
@@ -117,8 +117,7 @@ def _validate(options: argparse.Namespace) -> int:
     )
     for notice in examination.notices:
         sys.stderr.write(f"note: {notice}\n")
-    if examination.mistakes:
-        raise ConfigError("\n".join(examination.mistakes))
+    examination.refuse_wrong()
     print(f"{name_argument(options.file)}: the config is right.")
     return 0
 

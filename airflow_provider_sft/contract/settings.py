@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
-from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.json_values import read_object_text
 from airflow_provider_sft.contract.schema import LAUNCH_KEY, JSONSchema, config_keys, launch_flags
 from airflow_provider_sft.contract.validation import examine_config
@@ -49,10 +48,9 @@ class Settings:
 def resolve_config(
     config: Mapping[str, Any], extra_keys: Collection[str] = (), *, allow_remote_code: bool | None = None
 ) -> Settings:
-    """:raises ConfigError: the config is wrong"""
+    """:raises SFTError: as `Examination.refuse_wrong`"""
     examination = examine_config(config, extra_keys, allow_remote_code=allow_remote_code)
-    if examination.mistakes:
-        raise ConfigError("\n".join(examination.mistakes))
+    examination.refuse_wrong()
     given = _plain_values(examination.present)
     defaults = {
         key: copy.deepcopy(prop.get("default"))

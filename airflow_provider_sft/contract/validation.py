@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
-from airflow_provider_sft.contract.errors import ConfigError
+from airflow_provider_sft.contract.errors import ConfigError, ExportError
+from airflow_provider_sft.contract.export_request import find_export_obstacle
 from airflow_provider_sft.contract.ineffective import find_ineffective
 from airflow_provider_sft.contract.json_values import describe_not_json
 from airflow_provider_sft.contract.launch_args import check_launch_args
@@ -42,6 +43,16 @@ class Examination:
     # Known keys that have their sentence already: as wrong by themselves, or as what a misspelled one stands for.
     spoken_of: set[str] = field(default_factory=set)
 
+    def refuse_wrong(self) -> None:
+        """
+        :raises ConfigError: with every mistake, a line each
+        :raises ExportError: the export that is asked for is possible for no adapter of this kind
+        """
+        if self.mistakes:
+            raise ConfigError("\n".join(self.mistakes))
+        if obstacle := find_export_obstacle(self.present):
+            raise ExportError(obstacle)
+
 
 def validate_config(
     config: Mapping[str, Any], extra_keys: Collection[str] = (), *, allow_remote_code: bool | None = None
@@ -50,11 +61,10 @@ def validate_config(
 
     :param extra_keys: keys of a newer image, passed through unread
     :param allow_remote_code: the leave of whoever runs the pod; None asks SFT_ALLOW_REMOTE_CODE
-    :raises ConfigError: with every mistake, a line each
+    :raises SFTError: as `Examination.refuse_wrong`
     """
     examination = examine_config(config, extra_keys, allow_remote_code=allow_remote_code)
-    if examination.mistakes:
-        raise ConfigError("\n".join(examination.mistakes))
+    examination.refuse_wrong()
     return examination.config
 
 
