@@ -45,14 +45,26 @@ class Podman:
         self, *args: str, check: bool = True, timeout_s: float = 240
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            ["podman", *args], env=self.env, capture_output=True, text=True, timeout=timeout_s, check=False
+            ["podman", *args],
+            env=self.env,
+            cwd=self.scratch_dir,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         assert not check or done.returncode == 0, f"podman {' '.join(args)}\n{done.stdout}{done.stderr}"
         return done
 
     def start(self, *args: str) -> subprocess.Popen[str]:
+        """Not in the project: conmon leaves a file named oom where it was started."""
         return subprocess.Popen(
-            ["podman", *args], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["podman", *args],
+            env=self.env,
+            cwd=self.scratch_dir,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def build(self) -> str:
