@@ -3,6 +3,7 @@ inside the staging directory and becomes visible with the rename. Stdlib only.
 
 A checkpoint counts when every file in its manifest is there with its size and digest. One without a manifest
 (left by plain transformers or fms-hf-tuning) counts when its safetensors headers and `trainer_state.json` are whole.
+None counts that would import more than tensors need.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from trainer.files import read_json, sha256_file, sync_directory, sync_tree, write_json
+from trainer.pickles import find_unsafe_pickles
 
 MANIFEST_FILE = "manifest.json"
 STAGING_DIR = ".staging"
@@ -40,12 +43,13 @@ class CheckpointStore:
         :param best: never dropped (`load_best_model_at_end`)
         """
         staged, final = self.staging_dir / f"checkpoint-{step}", self.output_dir / f"checkpoint-{step}"
+        (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
         sync_tree(staged)
         write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": _describe_files(staged)})
-        if final.exists():
-            shutil.rmtree(final)
+        aside = self._move_aside(final)
         staged.rename(final)
         sync_directory(self.output_dir)
+        shutil.rmtree(aside, ignore_errors=True)
         self._drop_oldest(best)
         return final
 
@@ -71,11 +75,20 @@ class CheckpointStore:
     def _drop_oldest(self, best: Path | None) -> None:
         if self.keep is None:
             return
-        # Looked at anew each time: the ones kept must be whole, so a broken one does not push out a good one.
-        whole = [path for path in self._newest_first() if read_json(path / MANIFEST_FILE)]
+        # Looked at anew each time: the ones kept must be whole, so a broken one does not push out a good one. By size:
+        # hashing them all at each save would cost more than the save.
+        whole = [path for path in self._newest_first() if _is_whole(path)]
         for checkpoint in whole[max(self.keep, 1) :]:
             if checkpoint != best:
-                shutil.rmtree(checkpoint)
+                shutil.rmtree(self._move_aside(checkpoint))
+
+    def _move_aside(self, checkpoint: Path) -> Path:
+        """Out of sight by one rename: a kill while the files go leaves nothing that looks like a checkpoint."""
+        aside = self.staging_dir / f"old-{checkpoint.name}"
+        if checkpoint.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+        return aside
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -92,22 +105,35 @@ def find_flaw(checkpoint: Path) -> str | None:
         return "its manifest cannot be read"
     if manifest is None:
         return next(_foreign_flaws(checkpoint), None)
-    return next(_manifest_flaws(checkpoint, manifest), None)
+    return next(chain(_manifest_flaws(checkpoint, manifest), find_unsafe_pickles(checkpoint)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Published, and every file has its size."""
+    manifest = read_json(checkpoint / MANIFEST_FILE)
+    return manifest is not None and not any(_size_flaws(checkpoint, manifest))
 
 
 def _manifest_flaws(checkpoint: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    yield from _size_flaws(checkpoint, manifest)
+    for name, described in manifest["files"].items():
+        if sha256_file(checkpoint / name) != described["sha256"]:
+            yield f"{name} is damaged (its digest differs)"
+
+
+def _size_flaws(checkpoint: Path, manifest: dict[str, Any]) -> Iterator[str]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not files:
         yield "its manifest names no file"
         return
     for name, described in files.items():
         path = checkpoint / name
-        if not path.is_file():
+        if not isinstance(described, dict) or not {"size_bytes", "sha256"} <= described.keys():
+            yield f"its manifest does not describe {name}"
+        elif not path.is_file():
             yield f"{name} is missing"
         elif path.stat().st_size != described["size_bytes"]:
             yield f"{name} has {path.stat().st_size} bytes, {described['size_bytes']} were written"
-        elif sha256_file(path) != described["sha256"]:
-            yield f"{name} is damaged (its digest differs)"
 
 
 def _foreign_flaws(checkpoint: Path) -> Iterator[str]:
@@ -124,6 +150,7 @@ def _foreign_flaws(checkpoint: Path) -> Iterator[str]:
         yield "it has no optimizer state"
     if not list(checkpoint.glob("rng_state*.pth")):
         yield "it has no random-number state"
+    yield from find_unsafe_pickles(checkpoint)
 
 
 def _is_whole_safetensors(path: Path) -> bool:

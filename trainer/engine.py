@@ -21,7 +21,7 @@ from airflow_provider_sft.contract.errors import ConfigError, DivergedError
 from trainer.callbacks import FiniteCallback
 from trainer.checkpoints import STAGING_DIR, CheckpointStore
 from trainer.consensus import Consensus
-from trainer.files import read_json, write_json
+from trainer.files import prove_writable, read_json, write_json
 
 Batch = dict[str, Any]
 NOT_TRAINED = -100  # the label of a position outside the loss
@@ -161,6 +161,11 @@ class Engine(SFTTrainer):
         self._saving = True
         try:
             Trainer._save_checkpoint(self, model, trial)  # noqa: SLF001  # trl's adds a model card each time
+        except RuntimeError:
+            prove_writable(
+                self._store.staging_dir
+            )  # torch.save loses the reason; the system call's own says it
+            raise
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()

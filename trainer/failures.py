@@ -26,6 +26,9 @@ _LOST_PEER = re.compile(
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|cannot allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE
 )
+_NO_SPACE = re.compile(r"no space left|quota exceeded|os error (28|122)\b", re.IGNORECASE)
+# torch.save loses the reason; it is a full volume far more often than anything else.
+_TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter failed|inline_container.*unexpected pos")
 _HUB_DENIED = ("GatedRepoError", "DisabledRepoError")
 _HUB_MISSING = (
     "RepositoryNotFoundError",
@@ -49,7 +52,10 @@ def classify(error: BaseException, *, model: str) -> SFTError:
     for cause in _chain(error):
         if isinstance(cause, SFTError):
             return cause
-        if (known := _from_system(cause) or _from_hub(cause, model) or _from_runtime(cause)) is not None:
+        for kind in (_from_system, _from_files, _from_runtime):
+            if (known := kind(cause)) is not None:
+                return known
+        if (known := _from_hub(cause, model)) is not None:
             return known
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
@@ -80,6 +86,21 @@ def _from_system(error: BaseException) -> SFTError | None:
     return None
 
 
+def _from_files(error: BaseException) -> SFTError | None:
+    """What safetensors and torch say of files, in classes of their own."""
+    text = _one_line(error)
+    if type(error).__name__ == "UnpicklingError":
+        return NotFoundError(
+            f"A checkpoint holds more than tensors and is not loaded: {text}",
+            advice="Remove that checkpoint, or set 'resume_from_checkpoint': false to start again.",
+        )
+    if type(error).__name__ != "SafetensorError":
+        return None
+    if _NO_SPACE.search(text):
+        return StorageFullError(f"No space left on the volume: {text}")
+    return TransientError(text) if "os error" in text else None
+
+
 def _from_hub(error: BaseException, model: str) -> SFTError | None:
     name = type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -100,7 +121,7 @@ def _from_runtime(error: BaseException) -> SFTError | None:
         return None
     if _OUT_OF_MEMORY.search(text):
         return MemoryExhaustedError(f"Out of memory: {text}")
-    if "no space left" in text.lower() or "PytorchStreamWriter failed" in text:
+    if _NO_SPACE.search(text) or _TORCH_CANNOT_WRITE.search(text):
         return StorageFullError(f"No space left on the volume: {text}")
     if type(error).__name__.startswith("Dist") or _LOST_PEER.search(text):
         return LostRankError(f"The connection to another rank was lost: {text}")

@@ -64,6 +64,21 @@ def sync_directory(directory: Path) -> None:
     _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
 
 
+def prove_writable(directory: Path) -> None:
+    """Write a block to `directory` and flush it.
+
+    :raises OSError: with the reason why that is not possible
+    """
+    path = directory / f".probe.{os.getpid()}"
+    try:
+        with path.open("wb") as file:
+            file.write(bytes(_BLOCK_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

@@ -1,13 +1,15 @@
-"""After the ranks are gone: export, then the report. Whatever was asked for and did not happen ends the run. No torch."""
+"""After the ranks are gone: tidy, export, report. Whatever was asked for and did not happen ends the run. No torch."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 from airflow_provider_sft.contract.names import REPORT_FILE
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings
+from trainer.run_dir import PREPARED_DIR
 
 log = logging.getLogger("trainer")
 
@@ -17,6 +19,8 @@ def finish_run(settings: Settings, output_dir: Path, result: Result) -> None:
 
     :raises ExportError: the export that was asked for is not possible
     """
+    # Rows that the user keeps for other runs lie in prepared_data_dir; these serve this run's attempts alone.
+    shutil.rmtree(output_dir / PREPARED_DIR, ignore_errors=True)
     if "model_path" not in result:
         return
     if settings.values.get("lora_post_process_for_vllm"):

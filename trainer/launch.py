@@ -284,4 +284,11 @@ def rank_environment(launch: Launch, environ: Mapping[str, str], scratch_dir: Pa
     """The whole environment of the ranks."""
     from trainer.rank import SCRATCH_ENV_VAR
 
-    return {**_RANK_DEFAULTS, **environ, **launch.env, SCRATCH_ENV_VAR: os.fspath(scratch_dir)}
+    return {
+        **_RANK_DEFAULTS,
+        **environ,
+        **launch.env,
+        # Sharded checkpoints hold pickles that torch would load without `weights_only`.
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+        SCRATCH_ENV_VAR: os.fspath(scratch_dir),
+    }

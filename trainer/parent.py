@@ -17,6 +17,7 @@ from airflow_provider_sft.contract.settings import Settings, resolve_config
 from trainer.checkpoints import CheckpointStore, checkpoint_step, find_flaw
 from trainer.data.files import digest_data, locate_data
 from trainer.devices import count_gpus
+from trainer.failures import classify
 from trainer.files import read_json
 from trainer.finish import finish_run
 from trainer.launch import Launch, plan_launch, rank_environment
@@ -57,7 +58,7 @@ def tune(config: Config, environ: Mapping[str, str], scratch_dir: Path, stop: St
 
     with RunLock(run_dir.path, identity.run_id, on_lost=lose_lock):
         if settings.values.get("overwrite"):
-            run_dir.make_room_for(identity)
+            run_dir.make_room_for(identity, config)
         if finished := run_dir.finished(identity):
             log.info("This run finished before; its result stands.")
             return finished
@@ -100,15 +101,21 @@ class Attempt:
             self.run_dir.complete(result)
         except SFTError as error:
             return self._fail(error, started)
-        except Exception as error:
-            log.exception("Unexpected failure of the parent")
-            return self._fail(InternalError(f"{type(error).__name__}: {error}"), started)
+        except Exception as error:  # a full volume is no internal error
+            failure = classify(error, model=str(self.settings.values["model_name_or_path"]))
+            if isinstance(failure, InternalError):
+                log.exception("Unexpected failure of the parent")
+            return self._fail(failure, started)
         return result
 
     def _fail(self, error: SFTError, started: float) -> Result:
-        self.run_dir.record(self.number, "ended", exit_code=int(error.exit_code))
+        self.store.clear_staging()  # half a checkpoint may be what fills the volume
         result = failed_result(error, **self._facts(started, self._failed_facts()))
-        self.run_dir.write_result(result)
+        try:
+            self.run_dir.record(self.number, "ended", exit_code=int(error.exit_code))
+            self.run_dir.write_result(result)
+        except OSError as problem:
+            log.warning("The result could not be written to %s: %s.", self.run_dir.path, problem.strerror)
         return result
 
     def _plan(self) -> Launch:

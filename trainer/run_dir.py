@@ -23,13 +23,20 @@ from trainer.files import append_line, digest_json, fingerprint_file, read_json,
 IDENTITY_FILE = ".sft.run.json"
 SAMPLES_FILE = ".sft.samples.json"
 STATISTICS_FILE = ".sft.statistics.json"
+PREPARED_DIR = ".sft.prepared"
 # What `overwrite` removes: a run's records, checkpoints and model, and nothing that a run did not write.
 _LEFT_BY_A_RUN = (
     ".complete",
-    ".sft.*.json",
+    ".sft.run.json",
+    ".sft.samples.json",
+    ".sft.statistics.json",
     ".sft.history.jsonl",
+    ".sft.prepared",
     ".staging",
+    ".export",
     "checkpoint-*",
+    "train_dataset",
+    "validation_dataset",
     "result.json",
     "progress.json",
     "attempts.jsonl",
@@ -40,6 +47,9 @@ _LEFT_BY_A_RUN = (
     "new_embeddings.safetensors",
     "adapter_*",
     "model*.safetensors*",
+    "merged",
+    "base",
+    "vllm",
 )
 _NO_SPACE_ERRNOS = (28, 122)  # ENOSPC, EDQUOT
 # Keys that change how a run is watched or told, not what is trained: a retry may change them.
@@ -129,15 +139,19 @@ class RunDir:
             return None
         return cast("Result | None", read_json(self.path / RESULT_FILE))
 
-    def make_room_for(self, identity: RunIdentity) -> None:
-        """`overwrite`: remove what another run left here. What this very run left stays, to resume from."""
+    def make_room_for(self, identity: RunIdentity, config: Mapping[str, Any]) -> None:
+        """`overwrite`: remove what another run left here. What this very run left stays, to resume from.
+
+        :raises ConfigError: `config` reads from what would be removed; nothing was
+        """
         found = read_json(self.path / IDENTITY_FILE)
         is_ours = found is not None and not identity.differences(found)
         if is_ours or (found is None and not (self.path / COMPLETE_FILE).exists()):
             return
-        for pattern in _LEFT_BY_A_RUN:
-            for path in self.path.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        left = [path for pattern in _LEFT_BY_A_RUN for path in self.path.glob(pattern)]
+        _spare_inputs(config, left)
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         sync_directory(self.path)
 
     def claim(self, identity: RunIdentity) -> int:
@@ -209,6 +223,18 @@ class RunDir:
                 path.unlink(missing_ok=True)
             except OSError:
                 continue
+
+
+def _spare_inputs(config: Mapping[str, Any], left: list[Path]) -> None:
+    doomed = {path.resolve() for path in left}
+    for key, value in config.items():
+        if isinstance(value, str) and "/" in value:
+            path = Path(value).resolve()
+            if found := doomed & {path, *path.parents}:
+                raise ConfigError(
+                    f"Config key {key!r} is {value!r}, and 'overwrite' would remove {min(found)}. Move it out of "
+                    f"output_dir, or give this run another output_dir."
+                )
 
 
 def _parse_entry(line: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError
 from airflow_provider_sft.contract.names import LOG_LEVEL_ENV_VAR
 from airflow_provider_sft.contract.settings import Settings, resolve_config
+from trainer.activation import check_invocation
 from trainer.arguments import build_training_args, effective_distributed
 from trainer.attention import choose_attention
 from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, StopCallback, loss_limit
@@ -30,6 +31,7 @@ from trainer.files import write_json
 from trainer.model import grow_vocabulary, load_model, load_tokenizer
 from trainer.progress import ProgressWriter, read_history, summarize_losses
 from trainer.rank import RankChannel, RankOutcome, RunOrder
+from trainer.resume import check_resume
 from trainer.run_dir import STATISTICS_FILE
 from trainer.samples import sample_after, sample_before
 from trainer.save import model_kind_of, save_final
@@ -53,6 +55,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     write_json(output_dir / STATISTICS_FILE, dict(data.statistics)) if args.process_index == 0 else None
     if settings.values.get("do_dataprocessing_only"):
         return {"trained_token_share": data.statistics["trained_token_share"]}
+    check_invocation(data.train, settings, tokenizer, say=channel.notice)
 
     transformers.set_seed(args.seed)
     model = load_model(
@@ -83,6 +86,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     if engine.is_world_process_zero():
         engine.use_callbacks(*build_reporters(channel, order, settings, resume_from))
 
+    check_resume(engine, resume_from, say=channel.notice)
     stop.install()
     engine.train(resume_from_checkpoint=resume_from)
     if stopping.stopped:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 
 import pytest
 import torch
@@ -15,8 +17,8 @@ def stage(store: CheckpointStore, step: int) -> None:
     directory = store.staging_dir / f"checkpoint-{step}"
     directory.mkdir(parents=True)
     save_file({"w": torch.full((8,), float(step))}, directory / "model.safetensors")
-    (directory / "optimizer.pt").write_bytes(b"o" * 100)
-    (directory / "rng_state.pth").write_bytes(b"r")
+    torch.save({"state": {0: {"exp_avg": torch.zeros(8)}}}, directory / "optimizer.pt")
+    torch.save({"cpu": torch.get_rng_state()}, directory / "rng_state.pth")
     (directory / "trainer_state.json").write_text(json.dumps({"global_step": step}))
 
 
@@ -43,24 +45,34 @@ def test_published_checkpoint_is_the_newest_valid_one(store):
     assert json.loads((store.output_dir / "checkpoint-12" / MANIFEST_FILE).read_text())["world_size"] == 1
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda path: path.unlink(), "Skipped checkpoint-8: optimizer.pt is missing."),
-        (
-            lambda path: path.write_bytes(b"o" * 40),
-            "Skipped checkpoint-8: optimizer.pt has 40 bytes, 100 were written.",
-        ),
-        (
-            lambda path: path.write_bytes(b"o" * 99 + b"p"),
-            "Skipped checkpoint-8: optimizer.pt is damaged (its digest differs).",
-        ),
+        (lambda path: path.unlink(), "{name} is missing"),
+        (cut, "{name} has 40 bytes, {size} were written"),
+        (flip_a_bit, "{name} is damaged (its digest differs)"),
     ],
 )
-def test_damaged_checkpoint_is_skipped_and_the_one_before_is_taken(store, damage, sentence):
+def test_damaged_checkpoint_is_skipped_and_the_one_before_is_taken(store, name, damage, sentence):
     publish(store, 4, 8)
-    damage(store.output_dir / "checkpoint-8" / "optimizer.pt")
-    assert newest(store) == ("checkpoint-4", [sentence])
+    path = store.output_dir / "checkpoint-8" / name
+    size = json.loads((path.parent / MANIFEST_FILE).read_text())["files"][name]["size_bytes"]
+    damage(path)
+    assert newest(store) == (
+        "checkpoint-4",
+        [f"Skipped checkpoint-8: {sentence.format(name=name, size=size)}."],
+    )
 
 
 def test_checkpoint_without_a_rename_is_not_seen(store):
@@ -75,6 +87,13 @@ def test_broken_manifest_is_a_flaw(store):
     publish(store, 4)
     (store.output_dir / "checkpoint-4" / MANIFEST_FILE).write_text("{")
     assert newest(store) == (None, ["Skipped checkpoint-4: its manifest cannot be read."])
+
+
+@pytest.mark.parametrize("files", [None, {}, ["model.safetensors"], {"model.safetensors": "whole"}])
+def test_manifest_that_says_nothing_is_a_flaw(store, files):
+    publish(store, 4)
+    (store.output_dir / "checkpoint-4" / MANIFEST_FILE).write_text(json.dumps({"step": 4, "files": files}))
+    assert newest(store)[0] is None
 
 
 def test_rotation_keeps_the_newest_by_step_and_the_best(tmp_path):
@@ -95,6 +114,70 @@ def test_rotation_counts_whole_checkpoints_only(tmp_path):
     (tmp_path / "checkpoint-9").mkdir()
     publish(store, 4)
     assert newest(store)[0] == "checkpoint-4"
+
+
+@pytest.mark.parametrize("damage", [cut, lambda path: path.unlink()])
+def test_rotation_does_not_count_a_damaged_checkpoint_for_a_whole_one(tmp_path, damage):
+    store = CheckpointStore(tmp_path, keep=2)
+    publish(store, 2, 4)
+    damage(tmp_path / "checkpoint-4" / "optimizer.pt")
+    publish(store, 6)
+    assert (tmp_path / "checkpoint-2").exists()
+    damage(tmp_path / "checkpoint-6" / "model.safetensors")
+    assert newest(store)[0] == "checkpoint-2"
+
+
+def test_checkpoint_of_the_same_step_is_replaced_by_the_new_one(store):
+    publish(store, 4)
+    cut(store.output_dir / "checkpoint-4" / "optimizer.pt")
+    publish(store, 4)
+    assert newest(store) == ("checkpoint-4", [])
+    assert list(store.staging_dir.iterdir()) == []
+
+
+class Crafted:
+    def __init__(self, trap):
+        self.trap = trap
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trap}",)
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "rng_state.pth", "scheduler.pt", "adapter_model.bin", "shards/.metadata"]
+)
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("described", [True, False])
+def test_crafted_pickle_is_named_and_its_code_does_not_run(store, tmp_path, name, form, described):
+    stage(store, 8)
+    path = store.staging_dir / "checkpoint-8" / name
+    path.parent.mkdir(exist_ok=True)
+    crafted = {"state": Crafted(tmp_path / "trap")}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(crafted))
+    else:
+        torch.save(crafted, path.with_name("new"), _use_new_zipfile_serialization=form == "zip")
+        path.with_name("new").rename(path)
+    checkpoint = store.publish(8, {})
+    if not described:
+        (checkpoint / MANIFEST_FILE).unlink()
+    flaw = f"{path.name} names posix.system, which is no part of a tensor, and is not loaded"
+    assert newest(store) == (None, [f"Skipped checkpoint-8: {flaw}."])
+    assert not (tmp_path / "trap").exists()
+
+
+def test_state_of_torchs_older_file_format_is_taken(store):
+    stage(store, 8)
+    state = {"state": {0: {"exp_avg": torch.zeros(8, dtype=torch.bfloat16)}}}
+    path = store.staging_dir / "checkpoint-8" / "optimizer.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert find_flaw(store.publish(8, {})) is None
+
+
+def test_pickled_arguments_are_not_kept(store):
+    stage(store, 8)
+    (store.staging_dir / "checkpoint-8" / "training_args.bin").write_bytes(b"pickle")
+    assert not (store.publish(8, {}) / "training_args.bin").exists()
 
 
 def leave_foreign(tmp_path, step=8):

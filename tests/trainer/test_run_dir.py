@@ -9,6 +9,7 @@ import time
 import pytest
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError
+from trainer.lock import RunLock
 from trainer.run_dir import RunDir, RunIdentity, identify_run
 
 MINE = RunIdentity("c", "d", "m", "dag/run/task/-1")
@@ -82,20 +83,45 @@ def test_finished_run_of_the_peer_is_refused(run_dir):
         run_dir.finished(MINE)
 
 
-def test_overwrite_removes_the_other_runs_files_and_no_others(run_dir):
+OTHER = dataclasses.replace(MINE, run_id="other")
+
+
+@pytest.fixture
+def left(run_dir):
+    """A finished run's directory, export and prepared rows included."""
     run_dir.claim(MINE)
     run_dir.complete(RESULT)
-    (run_dir.path / "checkpoint-8").mkdir()
-    (run_dir.path / "notes.txt").write_text("mine")
-    run_dir.make_room_for(dataclasses.replace(MINE, run_id="other"))
-    assert [path.name for path in run_dir.path.iterdir()] == ["notes.txt"]
+    for name in ("checkpoint-8", "merged", "base", "vllm", ".export", ".sft.prepared", "train_dataset"):
+        (run_dir.path / name).mkdir()
+        (run_dir.path / name / "file").touch()
+    for name in ("adapter_model.safetensors", "new_embeddings.safetensors", "report.html", "notes.txt"):
+        (run_dir.path / name).touch()
+    return run_dir
 
 
-def test_overwrite_leaves_the_same_runs_checkpoints(run_dir):
-    run_dir.claim(MINE)
-    (run_dir.path / "checkpoint-8").mkdir()
-    run_dir.make_room_for(MINE)
-    assert (run_dir.path / "checkpoint-8").exists()
+def test_overwrite_removes_the_other_runs_files_and_no_others(left):
+    left.make_room_for(OTHER, {})
+    assert [path.name for path in left.path.iterdir()] == ["notes.txt"]
+
+
+def test_overwrite_leaves_the_lock_it_runs_under(left):
+    with RunLock(left.path, "other", on_lost=lambda: None):
+        left.make_room_for(OTHER, {})
+        assert (left.path / ".sft.lock.json").exists()
+
+
+@pytest.mark.parametrize("key", ["model_name_or_path", "training_data_path"])
+@pytest.mark.parametrize("name", ["base", "merged/model", "checkpoint-8"])
+def test_overwrite_that_would_remove_what_the_run_reads_is_refused(left, key, name):
+    before = sorted(left.path.rglob("*"))
+    with pytest.raises(ConfigError, match=f"Config key '{key}' is .* and 'overwrite' would remove"):
+        left.make_room_for(OTHER, {key: f"{left.path}/{name}"})
+    assert sorted(left.path.rglob("*")) == before
+
+
+def test_overwrite_leaves_the_same_runs_checkpoints(left):
+    left.make_room_for(MINE, {"model_name_or_path": f"{left.path}/base"})
+    assert (left.path / "checkpoint-8").exists()
 
 
 def test_claim_removes_the_completion_mark_and_counts_attempts(run_dir):

@@ -23,8 +23,7 @@ from trainer.data.job import PreparationJob
 from trainer.data.keys import choose_chat_template
 from trainer.data.stream import look_at_stream, open_stream
 from trainer.data.telling import describe_statistics
-
-CACHE_DIR = ".sft.prepared"
+from trainer.run_dir import PREPARED_DIR
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def prepare_data(
     if located.plan.streaming:
         prepared = _open_streams(job, located, collator, tokenizer)
     else:
-        root = cache_dir or Path(values.get("prepared_data_dir") or Path(values["output_dir"], CACHE_DIR))
+        root = cache_dir or Path(values.get("prepared_data_dir") or Path(values["output_dir"], PREPARED_DIR))
         prepared = _prepare_once(job, root, collator, beat)
     _check_evaluation(settings, prepared)
     if speaks:
