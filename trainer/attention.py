@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AutoConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
+from airflow_provider_sft.contract.rules import tuning_method_of
 from airflow_provider_sft.contract.settings import Settings
 
 DOCUMENT_CAUSAL = "document_causal"
@@ -33,6 +34,10 @@ PADDING_FREE_MODEL_TYPES = frozenset(_EXACT_MODEL_TYPES.split())
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
 _VARLEN_MAX_HEAD_DIM = 256
 _DEFAULT_MAX_LENGTH = 4096
+_PADDED_METHODS = {
+    "pt": "prompt tuning puts its virtual tokens before each row",
+    "alora": "an aLoRA adapter is activated once a row, for its last document alone",
+}
 
 
 def choose_attention(settings: Settings) -> str | None:
@@ -53,8 +58,8 @@ def explain_padding(settings: Settings) -> str | None:
     asked_for = any(values.get(key) for key in ("padding_free", "packing", "eval_packing"))
     if values.get("padding_free") is False and not asked_for:
         return "padding_free is off"
-    if values.get("peft_method") == "pt":
-        return "prompt tuning puts its virtual tokens before each row"
+    if why := _PADDED_METHODS.get(tuning_method_of(values)):
+        return why
     if values.get("attn_implementation") == "eager" and not asked_for:
         return "eager attention computes every pair of tokens of a batch"
     config = _read_model_config(values)

@@ -35,27 +35,29 @@ def load_tokenizer(settings: Settings) -> LoadedTokenizer:
         name,
         trust_remote_code=bool(values.get("trust_remote_code")),
         revision=values.get("revision") or "main",
+        cache_dir=values.get("cache_dir"),
     )
     known_tokens = len(tokenizer)
     if not values.get("tokenizer_name_or_path"):
         tokenizer.add_special_tokens({"additional_special_tokens": values.get("add_special_tokens") or []})
         if tokenizer.eos_token is None:
             tokenizer.add_special_tokens({"eos_token": "</s>"})
-    if eos_token := values.get("eos_token"):
-        _set_eos_token(tokenizer, eos_token)
+    for key in ("eos_token", "pad_token"):
+        if values.get(key):
+            _set_token(tokenizer, key, values[key])
     if tokenizer.pad_token is None:
         # Padding is masked everywhere, so no token of its own is needed for it.
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedTokenizer(tokenizer, known_tokens)
 
 
-def _set_eos_token(tokenizer: PreTrainedTokenizerBase, eos_token: str) -> None:
-    if eos_token not in tokenizer.get_vocab():
+def _set_token(tokenizer: PreTrainedTokenizerBase, key: str, token: str) -> None:
+    if token not in tokenizer.get_vocab():
         raise ConfigError(
-            f"Config key 'eos_token' is {eos_token!r}, which the tokenizer does not know. "
+            f"Config key {key!r} is {token!r}, which the tokenizer does not know. "
             f"Name a token of its vocabulary, or add it with add_special_tokens."
         )
-    tokenizer.eos_token = eos_token
+    setattr(tokenizer, key, token)
 
 
 def load_model(settings: Settings, *, attention: str | None, quantization: Any = None) -> PreTrainedModel:
@@ -69,6 +71,7 @@ def load_model(settings: Settings, *, attention: str | None, quantization: Any =
         "use_safetensors": True,
         "trust_remote_code": bool(values.get("trust_remote_code")),
         "cache_dir": values.get("cache_dir"),
+        "revision": values.get("revision") or "main",
         **(values.get("model_init_kwargs") or {}),
     }
     if attention:

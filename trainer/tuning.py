@@ -18,8 +18,9 @@ from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedModel, PreTr
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import Settings
+from trainer.activation import read_invocation
 
-ADAPTER_METHODS = frozenset({"lora", "alora", "pt"})
+_PROMPT_KEYS = ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text")
 
 
 def apply_peft(
@@ -53,30 +54,27 @@ def build_peft_config(settings: Settings, tokenizer: PreTrainedTokenizerBase) ->
     options = settings.section("peft")
     method = options.pop("peft_method", None)
     if method in ("lora", "alora"):
-        return _build_lora(options, tokenizer, method=method)
+        return _build_lora(options, read_invocation(settings, tokenizer))
     if method == "pt":
         return _build_prompt_tuning(options, settings)
     return None
 
 
-def _build_lora(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, method: str) -> LoraConfig:
-    for name in ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text"):
+def _build_lora(options: dict[str, Any], invocation: list[int] | None) -> LoraConfig:
+    for name in (*_PROMPT_KEYS, "alora_invocation_string"):
         options.pop(name, None)
-    invocation = options.pop("alora_invocation_string", None)
-    if method == "alora":
-        options["alora_invocation_tokens"] = tokenizer.encode(invocation, add_special_tokens=False)
+    options["alora_invocation_tokens"] = invocation
     if options.get("target_modules") in (["all-linear"], "all-linear"):
         options["target_modules"] = "all-linear"
     return LoraConfig(task_type=TaskType.CAUSAL_LM, **options)
 
 
 def _build_prompt_tuning(options: dict[str, Any], settings: Settings) -> PromptTuningConfig:
-    names = ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text")
     values = settings.values
     return PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         tokenizer_name_or_path=values.get("tokenizer_name_or_path") or values["model_name_or_path"],
-        **{name: options[name] for name in names if name in options},
+        **{name: options[name] for name in _PROMPT_KEYS if name in options},
     )
 
 

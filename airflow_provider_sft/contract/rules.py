@@ -45,9 +45,10 @@ def eval_strategy_of(config: Config) -> str:
     return str(config.get("eval_strategy", unset))
 
 
-def tuning_method_of(config: Config) -> str:
+def tuning_method_of(config: Mapping[str, Any]) -> str:
     """`none`, `lora`, `alora` or `pt`"""
-    return str(config.get("peft_method") or "none")
+    method = str(config.get("peft_method") or "none")
+    return "alora" if method == "lora" and config.get("alora_invocation_tokens") else method
 
 
 def _no_training_data(config: Config) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from airflow_provider_sft.contract.validation import examine_config
 
 # The sections that become arguments of another package's dataclass.
 _UPSTREAM_SECTIONS = ("training", "peft")
+_NAMES = re.compile(r"\s*[\w.]+\s*(,\s*[\w.]+\s*)*")
 # What null means for these keys.
 _NONE_MEANS = {"peft_method": "none", "quantization_method": "none"}
 
@@ -75,11 +77,20 @@ def _plain_values(present: Config) -> Config:
     values = {key: read_object_text(value) if _takes_object(key) else value for key, value in values.items()}
     if isinstance(values.get("padding_free"), list | str):
         values["padding_free"] = True
+    if "target_modules" in values:
+        values["target_modules"] = _as_module_names(values["target_modules"])
     if "trackers" in values:
         values["trackers"] = [name for name in values["trackers"] or [] if name != "hf_resource_scanner"]
     if LAUNCH_KEY in values:
         values[LAUNCH_KEY] = {name: _as_argument(name, value) for name, value in values[LAUNCH_KEY].items()}
     return values
+
+
+def _as_module_names(targets: Any) -> Any:
+    """`"q_proj, v_proj"` as a list: no module's name has a comma, so as a regular expression it would match none."""
+    if isinstance(targets, str) and _NAMES.fullmatch(targets):
+        return [name.strip() for name in targets.split(",")]
+    return targets
 
 
 def _takes_object(key: str) -> bool:

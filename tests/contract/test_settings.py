@@ -178,6 +178,19 @@ def test_resolve_config_key_that_nothing_reads_is_passed_over_with_a_sentence():
             {"peft_method": "lora", "enable_reduce_loss_sum": True},
             "enable_reduce_loss_sum has no effect on an adapter, as in fms-hf-tuning.",
         ),
+        (
+            {"peft_method": "lora", "alora_invocation_string": "<|a|>", "num_virtual_tokens": 4},
+            "alora_invocation_string, num_virtual_tokens have no effect: peft_method is 'lora'.",
+        ),
+        ({"peft_method": "pt", "r": 4}, "r has no effect: peft_method is 'pt'."),
+        (
+            {"disable_tqdm": False},
+            "disable_tqdm has no effect: the trainer prepares rows, tells progress and watches the loss itself.",
+        ),
+        (
+            {"scanner_output_filename": "a.json"},
+            "scanner_output_filename has no effect: 'hf_resource_scanner' has no counterpart here.",
+        ),
     ],
 )
 def test_resolve_config_key_without_effect_is_said(changes, notice):
@@ -199,6 +212,23 @@ def test_resolve_config_padding_free_has_the_peers_spelling_too(given, value):
 @pytest.mark.parametrize("method", ["none", "None", None])
 def test_resolve_config_full_tuning_has_three_spellings(method):
     assert resolve(peft_method=method).values["peft_method"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("q_proj,v_proj", ["q_proj", "v_proj"]),
+        ("self_attn.q_proj , lm_head", ["self_attn.q_proj", "lm_head"]),
+        ("q_proj", ["q_proj"]),
+        (r".*\.[qv]_proj", r".*\.[qv]_proj"),
+        (r".*\.layers\.\d{1,2}\.mlp\.up_proj", r".*\.layers\.\d{1,2}\.mlp\.up_proj"),
+        ("all-linear", "all-linear"),
+        (["all-linear"], ["all-linear"]),
+        (None, None),
+    ],
+)
+def test_resolve_config_target_modules_as_one_text_of_names_are_a_list(given, value):
+    assert resolve(peft_method="lora", target_modules=given).values["target_modules"] == value
 
 
 @pytest.mark.parametrize("key", ["model_init_kwargs", "lr_scheduler_kwargs", "fsdp_config", "exp_metadata"])

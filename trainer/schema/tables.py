@@ -129,8 +129,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "from that checkpoint.",
     },
     "target_modules": {
-        "description": 'Which modules get LoRA: a list of names, a regular expression, or ["all-linear"]. Unset: '
-        "PEFT's choice for the architecture.",
+        "description": "Which modules get LoRA: a list of names, one text of names with commas between them, a regular "
+        'expression of whole names, or ["all-linear"]. Unset: PEFT\'s choice for the architecture.',
         "examples": [["q_proj", "v_proj"]],
     },
     "trust_remote_code": {
