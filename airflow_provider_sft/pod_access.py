@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NOT_FOUND = 404
+_FORBIDDEN, _NOT_FOUND = 403, 404
 _LOG_TIMEOUT_S = (10, 60)  # connect, read
 
 
 class PodAccess(KubernetesPodOperator):
     """KubernetesPodOperator's pod, `self.pod`, as a run of days has to treat it."""
+
+    _forbidden: frozenset[str] = frozenset()  # what the API said 403 to: told once, and not asked again
 
     def patiently(self, work: Callable[[], T]) -> T:
         """:raises TransientFailure: the API server is away for long; the pod lives on, and the retry finds it"""
@@ -59,16 +61,20 @@ class PodAccess(KubernetesPodOperator):
         return pod if pod["metadata"].get("uid") == metadata.uid else None
 
     def _read_events(self) -> list[dict[str, Any]]:
+        if "events" in self._forbidden:
+            return []
         metadata = self._identity
         selector = f"involvedObject.name={metadata.name},involvedObject.uid={metadata.uid}"
         try:
             events = self.client.list_namespaced_event(metadata.namespace, field_selector=selector)
         except Exception as error:  # noqa: BLE001  # events explain; nothing depends on them
-            self.log.debug("The pod's events cannot be read: %s", describe_api_error(error))
+            self._note_refusal("events", error)
             return []
         return [to_plain(event) for event in events.items]
 
     def _read_log(self, watch: PodWatch, container: str) -> None:
+        if "log" in self._forbidden:
+            return
         metadata = self._identity
         since_seconds = watch.window(container).begin_read()
         try:
@@ -83,10 +89,15 @@ class PodAccess(KubernetesPodOperator):
             )
             text = response.data.decode(errors="replace")
         except Exception as error:  # noqa: BLE001  # a lost log is no lost training
-            self.log.warning("The pod's log cannot be read now: %s", describe_api_error(error))
+            self._note_refusal("log", error)
             return
         for line in watch.take_log(container, text.rstrip("\n").split("\n") if text else []):
             self._call_back("progress_callback", None, line=line, container_name=container, pod=self.pod)
+
+    def _note_refusal(self, what: str, error: Exception) -> None:
+        self.log.warning("The pod's %s cannot be read: %s", what, describe_api_error(error))
+        if api_status(error) == _FORBIDDEN:
+            self._forbidden |= {what}
 
     def _delete(self) -> None:
         try:

@@ -32,6 +32,8 @@ _INTERRUPTING_REASONS = (
     "Preempting",
     "DeadlineExceeded",
 )
+# Kubernetes' own, and the one by which Kueue says that it takes the pod away.
+_DISRUPTING_CONDITIONS = ("DisruptionTarget", "TerminationTarget")
 _DISRUPTING_EVENTS = (
     "Preempted",
     "Evicted",
@@ -39,6 +41,7 @@ _DISRUPTING_EVENTS = (
     "NodeNotReady",
     "DeletingNode",
     "ScaleDown",
+    "Stopped",  # Kueue's
 )
 _MAX_MESSAGE_CHARS = 600
 
@@ -206,10 +209,8 @@ def _disruption(pod: Pod) -> str | None:
     """Kubernetes' own words, where it took the pod away."""
     status = pod["status"]
     for condition in status.get("conditions") or []:
-        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
-            return (
-                f"{condition.get('reason', 'DisruptionTarget')}: {_full_stop(condition.get('message', ''))}"
-            )
+        if condition.get("type") in _DISRUPTING_CONDITIONS and condition.get("status") == "True":
+            return f"{condition.get('reason', condition['type'])}: {_full_stop(condition.get('message', ''))}"
     if status.get("reason") in _INTERRUPTING_REASONS:
         return f"{status['reason']}: {_full_stop(status.get('message', ''))}"
     return None

@@ -25,6 +25,8 @@ from airflow_provider_sft.pod_watch import PodWatch
 _FORBIDDEN, _NOT_FOUND, _UNAUTHORIZED = 403, 404, 401
 # The triggerer has the credentials of the moment of deferral; the worker reads them anew.
 _UNAUTHORIZED_PATIENCE_S = 15.0
+_LOG_TIMEOUT_S = 60
+_MULTIPLE_CHOICES = 300  # the first status that is no success
 
 
 class SFTTrainerTrigger(KubernetesPodTrigger):
@@ -39,7 +41,7 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
     def __init__(self, *, pod_uid: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pod_uid = pod_uid
-        self._events_allowed = True
+        self._events_allowed = self._log_allowed = True
         self._patience = Patience(self.log)
         start = StartWatch(self.base_container_name, self.schedule_timeout, self.startup_timeout)
         self._watch = PodWatch(start, self.log)
@@ -152,15 +154,35 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
 
     async def _read_log(self) -> bool:
         """False where the log could not be read: the next read brings what is missing."""
-        if not self.get_logs:
+        if not (self.get_logs and self._log_allowed):
             return True
         since_seconds = self._window.begin_read()
         try:
-            lines = await self.hook.read_logs(
-                self.pod_name, self.pod_namespace, self.base_container_name, since_seconds=since_seconds
-            )
+            lines = await self._fetch_log(since_seconds)
         except Exception as error:  # noqa: BLE001  # a lost log is no lost training
+            self._log_allowed = api_status(error) != _FORBIDDEN
             self.log.warning("The pod's log cannot be read now: %s", describe_api_error(error))
             return False
         await asyncio.to_thread(self._watch.take_log, self.base_container_name, lines)
         return True
+
+    async def _fetch_log(self, since_seconds: int | None) -> list[str]:
+        """The hook's own `read_logs` takes the text of a refusal for the pod's log."""
+        from kubernetes_asyncio.client import ApiException, CoreV1Api
+
+        window = {} if since_seconds is None else {"since_seconds": since_seconds}
+        async with self.hook.get_conn() as connection:
+            response = await CoreV1Api(connection).read_namespaced_pod_log(
+                self.pod_name,
+                self.pod_namespace,
+                container=self.base_container_name,
+                timestamps=True,
+                _preload_content=False,
+                _request_timeout=_LOG_TIMEOUT_S,
+                **window,
+            )
+            body = await response.read()
+        if response.status >= _MULTIPLE_CHOICES:
+            raise ApiException(status=response.status, reason=response.reason)
+        text = body.decode(errors="replace").rstrip("\n")
+        return text.split("\n") if text else []

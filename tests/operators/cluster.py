@@ -72,11 +72,14 @@ class Desk:
         connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
         return {"AIRFLOW_CONN_KUBERNETES_DEFAULT": connection}
 
-    def config_maps(self) -> list[Any]:
+    def core(self) -> Any:
         from kubernetes import client, config
 
-        api = client.CoreV1Api(config.new_client_from_config(str(self.kubeconfig)))
-        return api.list_namespaced_config_map("default").items
+        return client.CoreV1Api(config.new_client_from_config(str(self.kubeconfig)))
+
+    def config_maps(self) -> list[Any]:
+        items: list[Any] = self.core().list_namespaced_config_map("default").items
+        return items
 
     def stand_in(self, *, deferrable: bool, config: Any = CONFIG, **parameters: Any) -> DagProcess:
         """:param parameters: those of STAND_IN_… in lower case, the rest the operator's"""

@@ -140,6 +140,7 @@ def test_api_server_that_fails_for_a_while_costs_nothing(desk, deferrable, fault
     assert task.state == "success", outcome.log
     assert len(desk.kube.created_pods) == len(desk.kube.starts) == 1
     assert [outcome.log.count(f"step {step}/30 ") for step in range(1, 31)] == [1] * 30
+    assert '"Failure"' not in outcome.log  # the API server's own words are no line of the trainer
 
 
 @MODES

@@ -66,6 +66,50 @@ def test_preempted_pod_is_retried(desk, deferrable):
     )
 
 
+KUEUE = "Preempted to accommodate a workload of higher priority"
+
+
+def stop_as_kueue(desk, *, seen):
+    """Kueue writes a condition, deletes the pod and tells in an event.
+
+    :param seen: whether the condition is there when the pod is looked at the last time
+    """
+    pod, core = desk.kube.pods()[0], desk.core()
+    name, involved = (
+        pod["metadata"]["name"],
+        {key: pod["metadata"][key] for key in ("name", "namespace", "uid")},
+    )
+    if seen:
+        condition = {
+            "type": "TerminationTarget",
+            "status": "True",
+            "reason": "WorkloadEvicted",
+            "message": KUEUE,
+        }
+        core.patch_namespaced_pod_status(name, "default", {"status": {"conditions": [condition]}})
+    core.delete_namespaced_pod(name, "default")
+    event = {"reason": "Stopped", "message": KUEUE, "involvedObject": {"kind": "Pod", **involved}}
+    core.create_namespaced_event("default", {"metadata": {"name": f"{name}.stopped"}, **event})
+
+
+@MODES
+@pytest.mark.parametrize("seen", [True, False], ids=["condition", "event"])
+def test_pod_that_kueue_takes_back_is_retried_and_tells_kueues_reason(desk, deferrable, seen):
+    run = desk.stand_in(
+        deferrable=deferrable,
+        stand_in_steps=200,
+        stand_in_on_term="ignore",
+        termination_grace_period=2,
+        retries=1,
+    )
+    run.wait_for_log("step 5/200")
+    stop_as_kueue(desk, seen=seen)
+    outcome, task = tune(run)
+    assert (task.state, task.try_number) == ("success", 2), outcome.log
+    assert re.search(rf"preempted at step \d+ .*says: (WorkloadEvicted|Stopped): {KUEUE}", outcome.log)
+    assert len(desk.kube.starts) == 2
+
+
 @MODES
 def test_pod_deleted_by_somebody_is_retried(desk, deferrable):
     desk.kube.inject(faults.Vanished(after_lines=40))
