@@ -1,0 +1,172 @@
+"""What every engine makes a job of: the pod that SFTTrainerOperator builds, how often, and in which queue."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_sft.failures import LaunchFailure
+
+Manifest = dict[str, Any]
+
+# What belongs to the job and not to its pods: a pod that names a queue would be queued by itself.
+_KUEUE_PREFIX = "kueue.x-k8s.io/"
+_OWN_PREFIX = "airflow-provider-sft/"
+_QUEUE_LABEL = f"{_KUEUE_PREFIX}queue-name"
+MASTER_PORT = 29500
+# Engines append as much as `-node-0-999-x7k2p`, and 63 characters are a host name's limit.
+_MAX_NAME, _SUFFIX = 40, 9
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """
+    :param labels: the job's; Kueue's are among them
+    :param pod: `metadata` and `spec` of the pods, their trainer's container first
+    :param max_restarts: of the whole job, by its engine, without an Airflow retry
+    :param ttl_s: how long a finished job stays for reading
+    """
+
+    name: str
+    namespace: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    pod: Manifest
+    num_nodes: int
+    processes_per_node: int
+    max_restarts: int
+    ttl_s: int
+
+    @property
+    def is_queued(self) -> bool:
+        return _QUEUE_LABEL in self.labels
+
+    @property
+    def metadata(self) -> Manifest:
+        identity = {"name": self.name, "namespace": self.namespace}
+        told: Manifest = drop_empty({"labels": dict(self.labels), "annotations": dict(self.annotations)})
+        return {**identity, **told}
+
+    def pod_template(self, container_name: str, env: Sequence[Manifest] = ()) -> Manifest:
+        """
+        :param container_name: the name by which the engine knows the trainer's container
+        :param env: what the pod's own environment does not set already
+        """
+        template = copy.deepcopy(self.pod)
+        container = template["spec"]["containers"][0]
+        container["name"] = container_name
+        taken = {variable["name"] for variable in container.get("env", [])}
+        added = [variable for variable in env if variable["name"] not in taken]
+        container["env"] = [*container.get("env", []), *added]
+        return template
+
+    def node_env(self, master_address: str) -> list[Manifest]:
+        """Which of how many nodes this is, where the engine numbers its pods and does not tell them."""
+        index = {
+            "fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
+        }
+        return [
+            {"name": "PET_NNODES", "value": str(self.num_nodes)},
+            {"name": "PET_NPROC_PER_NODE", "value": str(self.processes_per_node)},
+            {"name": "PET_MASTER_ADDR", "value": master_address},
+            {"name": "PET_MASTER_PORT", "value": str(MASTER_PORT)},
+            {"name": "PET_NODE_RANK", "valueFrom": index},
+        ]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to run a job.
+
+    :param container: how it calls the trainer's container
+    :param source: who brings it to a cluster
+    :param build: the job's manifests in the order of creation; the last one is the job
+    :param select_pods: from the job's manifest to the label selector of its pods
+    """
+
+    name: str
+    group: str
+    version: str
+    plural: str
+    kind: str
+    container: str
+    source: str
+    build: Callable[[JobPlan], list[Manifest]]
+    select_pods: Callable[[Manifest], str]
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}"
+
+
+def plan_job(
+    pod: Manifest, *, container: str, num_nodes: int, gpus: int, max_restarts: int, ttl_s: int
+) -> JobPlan:
+    """
+    :param pod: as SFTTrainerOperator builds it
+    :param container: the trainer's in it
+    :param gpus: of each node
+    """
+    if num_nodes < 1:
+        raise LaunchFailure(f"num_nodes is {num_nodes}. Give 1 or more.")
+    metadata = pod["metadata"]
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    template = {
+        "metadata": {"labels": _without(labels, _KUEUE_PREFIX), "annotations": annotations},
+        "spec": _arrange(pod["spec"], container),
+    }
+    return JobPlan(
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        labels=labels,
+        annotations={key: value for key, value in annotations.items() if key.startswith(_OWN_PREFIX)},
+        pod=drop_empty(template),
+        num_nodes=num_nodes,
+        processes_per_node=gpus or 1,
+        max_restarts=max_restarts,
+        ttl_s=ttl_s,
+    )
+
+
+def name_job(name: str, *, room_for_suffix: bool) -> str:
+    """A host name's label, short enough for what engines append, and told apart from others of the same beginning."""
+    longest = _MAX_NAME - (_SUFFIX if room_for_suffix else 0)
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    label = label if label[:1].isalpha() else f"sft-{label}".rstrip("-")
+    if len(label) <= longest:
+        return label
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{label[: longest - 7].rstrip('-')}-{digest}"
+
+
+def drop_empty(value: Any) -> Any:
+    """Without empty fields; `emptyDir: {}` says something."""
+    if isinstance(value, list):
+        return [drop_empty(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: drop_empty(each)
+        for key, each in value.items()
+        if each not in ({}, [], None) or key == "emptyDir"
+    }
+
+
+def _without(labels: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {key: value for key, value in labels.items() if not key.startswith(prefix)}
+
+
+def _arrange(spec: Manifest, container: str) -> Manifest:
+    """The trainer's container first, and every limit a request too: in a template nobody fills that in, and Kueue counts requests."""
+    containers = sorted(spec["containers"], key=lambda each: each["name"] != container)
+    counted = [{**each, "resources": _request_all(each.get("resources") or {})} for each in containers]
+    return {**spec, "containers": counted}
+
+
+def _request_all(resources: Manifest) -> Manifest:
+    limits = resources.get("limits") or {}
+    return {**resources, "requests": {**limits, **(resources.get("requests") or {})}}
