@@ -16,6 +16,7 @@ def write_tensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], byt
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(content)]}
         offset += len(content)
     encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # as the safetensors library does
     path.write_bytes(
         len(encoded).to_bytes(8, "little") + encoded + b"".join(content for _, _, content in tensors.values())
     )
