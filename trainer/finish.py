@@ -36,9 +36,6 @@ def finish_run(settings: Settings, output_dir: Path, result: Result) -> None:
 def _export(settings: Settings, result: Result) -> None:
     from trainer.export.run import export_for_vllm
 
-    if result["model_kind"] == "full":
-        result["notices"].append("lora_post_process_for_vllm: a full fine-tune loads in vLLM as it is.")
-        return
     base = Path(str(settings.values["model_name_or_path"]))
     outcome = export_for_vllm(
         Path(result["model_path"]),

@@ -194,9 +194,9 @@ def test_full_tuning_from_a_config_file_changes_every_layer(
         {}, SFT_TRAINER_CONFIG_JSON_ENV_VAR="", SFT_TRAINER_CONFIG_JSON_PATH=str(tmp_path / "config.json")
     )
     assert run.result["model_kind"] == "full"
-    assert "a full fine-tune loads in vLLM as it is" in " ".join(
-        json.loads((tmp_path / "out" / "result.json").read_text())["notices"]
-    )
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert "a full fine-tune loads in vLLM as it is" in " ".join(result["notices"])
+    assert {verdict["verdict"] for verdict in result["vllm_verdict"]} == {"loads_right"}
     before, after = (
         load_file(tiny_model_dir / "model.safetensors"),
         load_file(tmp_path / "out" / "model.safetensors"),
