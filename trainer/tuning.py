@@ -56,7 +56,7 @@ def build_peft_config(settings: Settings, tokenizer: PreTrainedTokenizerBase) ->
     if method in ("lora", "alora"):
         return _build_lora(options, read_invocation(settings, tokenizer))
     if method == "pt":
-        return _build_prompt_tuning(options, settings)
+        return _build_prompt_tuning(settings)
     return None
 
 
@@ -69,12 +69,12 @@ def _build_lora(options: dict[str, Any], invocation: list[int] | None) -> LoraCo
     return LoraConfig(task_type=TaskType.CAUSAL_LM, **options)
 
 
-def _build_prompt_tuning(options: dict[str, Any], settings: Settings) -> PromptTuningConfig:
+def _build_prompt_tuning(settings: Settings) -> PromptTuningConfig:
     values = settings.values
     return PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         tokenizer_name_or_path=values.get("tokenizer_name_or_path") or values["model_name_or_path"],
-        **{name: options[name] for name in _PROMPT_KEYS if name in options},
+        **{name: values[name] for name in _PROMPT_KEYS},
     )
 
 
