@@ -24,6 +24,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": "SFT",
                 "python-modules": [
+                    "airflow_provider_sft.operators.job",
                     "airflow_provider_sft.operators.kubernetes",
                     "airflow_provider_sft.operators.local",
                 ],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.cli_estimate import add_estimate_parser
+from airflow_provider_sft.cli_job import add_job_parser
 from airflow_provider_sft.cli_pod import add_pod_parser
 from airflow_provider_sft.contract.codec import Config, decode_text, encode_text, parse_config, read_text_file
 from airflow_provider_sft.contract.errors import ConfigError, SFTError
@@ -25,6 +26,7 @@ examples:
   sft-config schema peft_method             one key: type, choices, default, meaning
   sft-config estimate config.json --gpus 2 --gpu-memory 80Gi   memory and storage at least
   sft-config pod config.json --image sft-trainer:1 --gpus 2    the operator's pod as YAML
+  sft-config job config.json --engine trainjob --num-nodes 2 --queue-name q   the manifests of a queued job
   sft-config vllm-check DIR --vllm 0.33     whether that vLLM serves the adapter in DIR as it was trained
 
 exit codes: 0 right; 64 the config is wrong; 66 no such file; 69 the adapter cannot be exported, or does not load right;
@@ -185,6 +187,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
     _add_schema,
     add_estimate_parser,
     add_pod_parser,
+    add_job_parser,
     add_vllm_check_parser,
 )
 

@@ -1,4 +1,4 @@
-"""`sft-config pod FILE`: the pod that SFTTrainerOperator would send, as YAML. The one command that imports Airflow."""
+"""`sft-config pod FILE`: the pod that SFTTrainerOperator would send, as YAML. It imports Airflow when it runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import argparse
 import contextlib
 import json
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_sft.contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kubernetes.client import V1Pod
 
 _TEXT = "Print the pod that SFTTrainerOperator would send for a config, as YAML for kubectl apply -f -."
 _OPTIONS = {
@@ -27,6 +31,12 @@ _OPTIONS = {
 def add_pod_parser(subparsers: Any) -> None:
     """:param subparsers: what `ArgumentParser.add_subparsers` gave; the parsed arguments' `command` is the command"""
     parser = subparsers.add_parser("pod", help=_TEXT, description=_TEXT)
+    add_pod_options(parser)
+    parser.set_defaults(command=_run_pod)
+
+
+def add_pod_options(parser: argparse.ArgumentParser) -> None:
+    """FILE, and what describes the pod; `read_pod_options` reads them."""
     parser.add_argument("file", metavar="FILE", help="a JSON file, or - for standard input")
     for option, text in _OPTIONS.items():
         parser.add_argument(option, help=text, default=argparse.SUPPRESS)
@@ -51,51 +61,66 @@ def add_pod_parser(subparsers: Any) -> None:
         action="store_true",
         help="the config as a ConfigMap before the pod, to read and edit, not base64 in the pod; always so where it is too long",
     )
-    parser.set_defaults(command=run_pod)
 
 
-def run_pod(options: argparse.Namespace) -> int:
-    """:raises SFTError: a wrong config or option"""
+def read_pod_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The operator's parameters that the options stand for.
+
+    :raises SFTError: a wrong config or option
+    """
     from airflow_provider_sft.cli import read_config_argument
 
-    config = read_config_argument(options.file)
     own = ("command", "file", "config_map")
-    parameters = {key: value for key, value in vars(options).items() if key not in own}
-    parameters = {"namespace": "default", **parameters, "volumes": _parse_volumes(options.volumes)}
-    with contextlib.redirect_stdout(sys.stderr):  # Airflow logs to stdout: how sizes came about
-        manifests = build_pod_manifests(config, parameters, config_as_file=options.config_map)
-    sys.stdout.write(format_manifests(manifests))
+    given = {key: value for key, value in vars(options).items() if key not in own}
+    config = read_config_argument(options.file)
+    suffix = {"random_name_suffix": "name" not in given}
+    defaults = {"task_id": "tune", "namespace": "default", "config": config, **suffix}
+    return {**defaults, **given, "volumes": _parse_volumes(options.volumes)}
+
+
+def print_manifests(build: Callable[[], tuple[Any, V1Pod, list[dict[str, Any]]]]) -> int:
+    """Print what `build` makes, and before it the ConfigMap that its pod mounts, if it mounts one.
+
+    :param build: gives the operator, its pod, and the manifests made of it
+    :raises ConfigError: a wrong config or parameter
+    """
+    from airflow_provider_sft.failures import PermanentFailure
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # Airflow logs to stdout: how sizes came about
+            operator, pod, manifests = build()
+            config_maps = [] if operator.long_config() is None else [_config_map(pod, operator.config)]
+    except PermanentFailure as failure:
+        raise ConfigError(str(failure), advice="") from None
+    sys.stdout.write(_format([*config_maps, *manifests]))
     return 0
 
 
-def build_pod_manifests(
-    config: dict[str, Any], parameters: dict[str, Any], *, config_as_file: bool
-) -> list[dict[str, Any]]:
-    """The pod, and before it the ConfigMap that it mounts, if it mounts one.
+def _run_pod(options: argparse.Namespace) -> int:
+    parameters = read_pod_options(options)
 
-    :raises ConfigError: a wrong config or parameter
-    """
+    def build() -> tuple[Any, V1Pod, list[dict[str, Any]]]:
+        from airflow_provider_sft.engines.plan import drop_empty
+        from airflow_provider_sft.operators import SFTTrainerOperator
+        from airflow_provider_sft.pod_outcome import to_plain
+
+        operator = SFTTrainerOperator(**parameters)
+        operator.config_as_file = options.config_map
+        pod = operator.build_pod_request_obj(dry_run=True)
+        return operator, pod, [drop_empty(to_plain(pod))]
+
+    return print_manifests(build)
+
+
+def _config_map(pod: V1Pod, config: dict[str, Any]) -> dict[str, Any]:
     from airflow_provider_sft.config_map import CONFIG_FILE, config_map_name
-    from airflow_provider_sft.failures import PermanentFailure
-    from airflow_provider_sft.operators import SFTTrainerOperator
-    from airflow_provider_sft.pod_outcome import to_plain
 
-    try:
-        operator = SFTTrainerOperator(
-            task_id="tune", config=config, random_name_suffix="name" not in parameters, **parameters
-        )
-        operator.config_as_file = config_as_file
-        pod = _drop_empty(to_plain(operator.build_pod_request_obj(dry_run=True)))
-        if operator.long_config() is None:
-            return [pod]
-    except PermanentFailure as failure:
-        raise ConfigError(str(failure), advice="") from None
-    name = {"name": config_map_name(pod["metadata"]["name"]), "namespace": pod["metadata"]["namespace"]}
+    name = {"name": config_map_name(pod.metadata.name), "namespace": pod.metadata.namespace}
     data = {CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
-    return [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": data}, pod]
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": data}
 
 
-def format_manifests(manifests: list[dict[str, Any]]) -> str:
+def _format(manifests: list[dict[str, Any]]) -> str:
     """YAML for `kubectl apply -f -`; a text of several lines stands as it is."""
     import yaml
 
@@ -107,17 +132,6 @@ def format_manifests(manifests: list[dict[str, Any]]) -> str:
 
     Dumper.add_representer(str, write_text)
     return yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False, allow_unicode=True)
-
-
-def _drop_empty(value: Any) -> Any:
-    """Without the empty fields that Airflow sends and nobody wants to read; `emptyDir: {}` says something."""
-    if isinstance(value, list):
-        return [_drop_empty(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _drop_empty(each) for key, each in value.items() if each not in ({}, []) or key == "emptyDir"
-    }
 
 
 def _parse_volumes(pairs: list[str]) -> dict[str, str]:

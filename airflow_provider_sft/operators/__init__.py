@@ -1,7 +1,8 @@
 """Operators that tune language models.
 
-`SFTTrainerOperator` runs the trainer as a pod, `LocalSFTTrainerOperator` as a process of the worker. Importing one
-does not import the other: the Kubernetes client alone takes seconds.
+`SFTTrainerOperator` runs the trainer as a pod, `SFTJobOperator` as a job of the cluster's own engines, queued and on
+several nodes, `LocalSFTTrainerOperator` as a process of the worker. Importing one does not import the others: the
+Kubernetes client alone takes seconds.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airflow_provider_sft.operators.job import SFTJobOperator
     from airflow_provider_sft.operators.kubernetes import SFTTrainerOperator
     from airflow_provider_sft.operators.local import LocalSFTTrainerOperator
 
-__all__ = ["LocalSFTTrainerOperator", "SFTTrainerOperator"]
+__all__ = ["LocalSFTTrainerOperator", "SFTJobOperator", "SFTTrainerOperator"]
 
 _MODULES = {
     "LocalSFTTrainerOperator": "airflow_provider_sft.operators.local",
+    "SFTJobOperator": "airflow_provider_sft.operators.job",
     "SFTTrainerOperator": "airflow_provider_sft.operators.kubernetes",
 }
 
