@@ -42,24 +42,7 @@ def tweets(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lora_config(tiny_model_dir: Path, tweets: Path, tmp_path: Path) -> dict:
-    """Eight LoRA steps on tweets with a response template: about the smallest run that learns."""
-    return {
-        "model_name_or_path": str(tiny_model_dir),
-        "training_data_path": str(tweets),
-        "output_dir": str(tmp_path / "out"),
-        "dataset_text_field": "output",
-        "response_template": "\n### Label:",
-        "peft_method": "lora",
-        "torch_dtype": "float32",
-        "max_steps": 8,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": 4,
-        "generate_samples": 0,
-    }
+    return tiny.lora_config(tiny_model_dir, tweets, tmp_path / "out")
 
 
 class TrainerRun:

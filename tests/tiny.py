@@ -49,6 +49,27 @@ def write_chats(path: Path, *, rows: int = 32) -> Path:
     return path
 
 
+def lora_config(model_dir: Path, data: Path, output_dir: Path) -> dict:
+    """Eight LoRA steps on tweets with a response template: about the smallest run that learns."""
+    return {
+        "model_name_or_path": str(model_dir),
+        "training_data_path": str(data),
+        "output_dir": str(output_dir),
+        "dataset_text_field": "output",
+        "response_template": "\n### Label:",
+        "peft_method": "lora",
+        "torch_dtype": "float32",
+        "max_steps": 8,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "generate_samples": 0,
+    }
+
+
 def save_model(directory: Path, *, seed: int = 0, tie: bool = False) -> Path:
     """A two-layer Llama of 0.2 M parameters in float32 with a byte-level BPE tokenizer and a chat template."""
     import torch

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import trl.trainer.sft_trainer as trl_sft
+from datasets import IterableDataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -124,6 +125,18 @@ class Engine(SFTTrainer):
             self.trained_tokens = int(counts.get("trained_tokens", 0))
         self._logged_at = self._train_began = time.monotonic()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, *args: Any
+    ) -> tuple[int, int]:
+        """Transformers takes a stream for one endless epoch and would skip more batches than a pass over it has."""
+        place: tuple[int, int] = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
+        if not isinstance(self.train_dataset, IterableDataset) or not self.state.global_step:
+            return place
+        passes = int(self.state.epoch or 0.0)
+        share_of_pass = (self.state.epoch or 0.0) - passes
+        batches_in_epoch = num_update_steps_per_epoch * self.args.gradient_accumulation_steps
+        return passes, round(share_of_pass * batches_in_epoch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Transformers' log with `tokens_per_s` over all ranks; trl's own metrics belong to its own loss."""

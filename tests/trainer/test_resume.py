@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import tiny
+from tests.conftest import TrainerRun
 from tests.trainer.test_refusals import wait_for
 
 
@@ -31,11 +36,15 @@ def config(lora_config):
     return {**lora_config, "max_steps": 40, "save_steps": 5, "lora_dropout": 0.2, "logging_steps": 1}
 
 
-@pytest.fixture
-def undisturbed(config, run_trainer, tmp_path):
-    out = tmp_path / "undisturbed"
-    run_trainer({**config, "output_dir": str(out)})
-    return weights(out)
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model_dir, tmp_path_factory):
+    """The weights of `config` when nothing happens to it: of all tests here."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    tweets = tiny.write_tweets(directory / "tweets.jsonl")
+    config = {**tiny.lora_config(tiny_model_dir, tweets, directory / "out"), "max_steps": 40, "save_steps": 5}
+    run = TrainerRun({**config, "lora_dropout": 0.2}, {}, directory / "termination.log")
+    assert run.wait() == 0, run.stderr[-4000:]
+    return weights(directory / "out")
 
 
 def step_reached(out):
@@ -70,8 +79,6 @@ def test_sigkill_at_random_points_ends_bit_equal(config, start_trainer, run_trai
     for target in sorted(random.Random(time.time_ns()).sample(range(3, 36), 2)):
         run = start_trainer(config)
         wait_for(lambda target=target: step_reached(out) >= target)
-        import os
-
         os.killpg(rank_group(run.process.pid), signal.SIGKILL)
         run.process.kill()
         run.wait()
@@ -81,22 +88,72 @@ def test_sigkill_at_random_points_ends_bit_equal(config, start_trainer, run_trai
 
 
 def rank_group(parent_pid: int) -> int:
-    import psutil
-
     return psutil.Process(parent_pid).children()[0].pid
 
 
-def test_damaged_newest_checkpoint_is_skipped_with_a_sentence(config, run_trainer, tmp_path):
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.fixture
+def as_stream(tweets, tmp_path):
+    """The tweets, 16 batches a pass, read while they are trained on."""
+    path = tmp_path / "data.json"
+    sources = [{"name": "tweets", "data_paths": [str(tweets)]}]
+    path.write_text(json.dumps({"dataprocessor": {"streaming": True}, "datasets": sources}))
+    return {"data_config_path": str(path), "training_data_path": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "sentence"),
+    [
+        ("plain", cut, "optimizer.pt has 100 bytes"),
+        ("packed", flip_a_bit, "optimizer.pt is damaged (its digest differs)"),
+        ("stream", lambda path: path.unlink(), "optimizer.pt is missing"),
+    ],
+)
+def test_damaged_newest_checkpoint_is_skipped_with_a_sentence_and_the_end_is_bit_equal(
+    config, as_stream, run_trainer, tmp_path, kind, damage, sentence
+):
+    """Steps 20 to 24, also of the stream: more than one pass over its 64 rows, and accumulated batches."""
+    kinds = {
+        "plain": {},
+        "packed": {"packing": True, "max_seq_length": 64},
+        "stream": {**as_stream, "shuffle_dataset": True},
+    }
+    config = {**config, **kinds[kind], "max_steps": 24, "save_steps": 4, "gradient_accumulation_steps": 2}
     out = tmp_path / "out"
-    short = {**config, "max_steps": 10}
-    run_trainer(short)
+    run_trainer(config)
     (out / ".complete").unlink()
-    (out / "checkpoint-10" / "optimizer.pt").open("r+b").truncate(100)
+    damage(out / "checkpoint-24" / "optimizer.pt")
     before = weights(out)
-    run = run_trainer(short)
-    assert "Skipped checkpoint-10: optimizer.pt has 100 bytes" in run.stderr
-    assert run.result["resumed_from_step"] == 5
+    run = run_trainer(config)
+    assert f"Skipped checkpoint-24: {sentence}" in run.stderr
+    assert run.result["resumed_from_step"] == 20
+    assert ("it is read again from its start up to the rows of checkpoint-20" in run.stderr) == (
+        kind == "stream"
+    )
     assert_bit_equal(weights(out), before)
+
+
+def test_other_number_of_processes_resumes_and_says_what_that_changes(config, run_trainer, tmp_path):
+    """The same config on another node: how many processes there are comes from the environment."""
+    config = {**config, "max_steps": 8, "save_steps": 4}
+    run_trainer(config)
+    (tmp_path / "out" / ".complete").unlink()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-8")
+    run = run_trainer(config, PET_NPROC_PER_NODE="2", SET_NUM_PROCESSES_TO_NUM_GPUS="False")
+    assert (run.result["resumed_from_step"], run.result["world_size"]) == (4, 2)
+    assert any(
+        "checkpoint-4 was written by one process and this run has 2 processes" in notice
+        for notice in json.loads((tmp_path / "out" / "result.json").read_text())["notices"]
+    )
 
 
 def test_sigterm_while_loading_is_never_a_success(start_trainer, lora_config, tmp_path):
