@@ -46,7 +46,9 @@ def choose_attention(settings: Settings) -> str | None:
     if asked not in (None, "auto", "sdpa"):
         return str(asked)
     if explain_padding(settings) is not None:
-        return None if asked == "auto" else asked
+        return (
+            None  # sdpa, or eager for the few models without it: the peer's bloom example runs with flash off
+        )
     if asked != "sdpa" and _flash_attention_works(settings):
         return "flash_attention_2"
     return register_document_attention()

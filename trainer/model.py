@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import (
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.settings import Settings
 
+_MAX_REASON_CHARS = 400
+
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
@@ -31,12 +34,13 @@ def load_tokenizer(settings: Settings) -> LoadedTokenizer:
     """The tokenizer, with `add_special_tokens` added; none when `tokenizer_name_or_path` is set, as in the peer."""
     values = settings.values
     name = values.get("tokenizer_name_or_path") or values["model_name_or_path"]
-    tokenizer = AutoTokenizer.from_pretrained(
-        name,
-        trust_remote_code=bool(values.get("trust_remote_code")),
-        revision=values.get("revision") or "main",
-        cache_dir=values.get("cache_dir"),
-    )
+    with _load_errors(f"The tokenizer {name!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name,
+            trust_remote_code=bool(values.get("trust_remote_code")),
+            revision=values.get("revision") or "main",
+            cache_dir=values.get("cache_dir"),
+        )
     known_tokens = len(tokenizer)
     if not values.get("tokenizer_name_or_path"):
         tokenizer.add_special_tokens({"additional_special_tokens": values.get("add_special_tokens") or []})
@@ -78,9 +82,21 @@ def load_model(settings: Settings, *, attention: str | None, quantization: Any =
         kwargs.setdefault("attn_implementation", attention)
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    model = AutoModelForCausalLM.from_pretrained(values["model_name_or_path"], **kwargs)
+    name = values["model_name_or_path"]
+    with _load_errors(f"The model {name!r}"):
+        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
     model.config.use_cache = False
     return model
+
+
+@contextlib.contextmanager
+def _load_errors(what: str) -> Iterator[None]:
+    """What transformers cannot load it refuses so: an unknown architecture or attention, a package that is missing."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]
+        raise ConfigError(f"{what} cannot be loaded: {reason}") from error
 
 
 def _resolve_dtype(name: str) -> Any:

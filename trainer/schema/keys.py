@@ -41,7 +41,7 @@ class ModelKeys:
     attn_implementation: str = key(
         "auto",
         "How attention is computed: 'auto' takes the best that is installed; else a name that transformers knows, such "
-        "as 'sdpa', 'eager', 'flex_attention' or 'flash_attention_2'.",
+        "as 'sdpa', 'eager', 'flex_attention' or 'flash_attention_2'. A model without sdpa takes eager.",
         x_extra_values={"flash_attention_2": "flash-attn"},
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = key(
