@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_sft.contract.codec import Config, parse_config, read_config_file
 from airflow_provider_sft.contract.errors import ConfigError, SFTError
+from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
 from airflow_provider_sft.contract.secrets import find_secrets
 from airflow_provider_sft.contract.validation import validate_config
 from airflow_provider_sft.failures import failure_of_error
@@ -44,6 +45,7 @@ class ConfigField:
     config: Any
     templated_config_keys: Sequence[str]
     extra_config_keys: Sequence[str]
+    allow_remote_code: bool = False
 
     def check_config(self) -> Config:
         """The rendered config, checked and coerced by the schema: what the trainer gets.
@@ -51,9 +53,18 @@ class ConfigField:
         :raises PermanentFailure: it is wrong; the message names key and value
         """
         try:
-            return validate_config(read_config_source(self.config), self.extra_config_keys)
+            return validate_config(
+                read_config_source(self.config),
+                self.extra_config_keys,
+                allow_remote_code=self.allow_remote_code or None,
+            )
         except SFTError as error:
             raise failure_of_error(error) from None
+
+    @property
+    def leave_variable(self) -> dict[str, str]:
+        """What tells the trainer that code which comes with a model may run."""
+        return {ALLOW_REMOTE_CODE_ENV_VAR: "true"} if self.allow_remote_code else {}
 
     def _do_render_template_fields(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, NotFoundError
+from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
 from trainer.data.roots import check_allowed
 from trainer.files import read_json
 
@@ -60,5 +61,6 @@ def _check_code(directory: Path, *, trusted: bool) -> None:
     if not trusted and (read_json(directory / "config.json") or {}).get("auto_map"):
         raise ConfigError(
             f"The model in {str(directory)!r} brings Python code of its own (auto_map in config.json). "
-            f"Set 'trust_remote_code': true if you trust it."
+            f'If you trust it, set "trust_remote_code": true in the config and allow_remote_code=True on the operator '
+            f"({ALLOW_REMOTE_CODE_ENV_VAR}=true in the trainer's environment)."
         )

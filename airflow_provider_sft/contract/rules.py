@@ -225,8 +225,9 @@ def _same_path(left: Any, right: Any) -> bool:
 def _remote_code(config: Config) -> Iterator[str]:
     for path in _trusting_paths(config, "", 0):
         yield (
-            f"Config key {path!r} is true: Python code that comes with the model would run in the pod. Whoever runs "
-            f"the pod allows that with {ALLOW_REMOTE_CODE_ENV_VAR}=true; else drop the key."
+            f"Config key {path!r} is true: Python code that comes with the model would run in the pod. If you trust it, "
+            f"set allow_remote_code=True on the operator ({ALLOW_REMOTE_CODE_ENV_VAR}=true in the trainer's environment); "
+            f"else drop the key."
         )
 
 

@@ -54,6 +54,7 @@ class SFTTrainerOperator(ConfigField, PodRun):
     :param model_parameters: the size of the model, such as `13e9`, where neither its path nor its name tells
     :param templated_config_keys: by default those that hold paths
     :param extra_config_keys: keys that this version does not know and the image does
+    :param allow_remote_code: lets Python code that comes with the model run, when the config's trust_remote_code asks
     :param artifacts_url: where the volume is served, such as `https://files.example.com/{path}`: it makes the links to
         report and model (templated)
     :param do_xcom_push: whether the result becomes the task's XCom. There is no side-car
@@ -91,6 +92,7 @@ class SFTTrainerOperator(ConfigField, PodRun):
         model_parameters: float | None = None,
         templated_config_keys: Sequence[str] = PATH_KEYS,
         extra_config_keys: Sequence[str] = (),
+        allow_remote_code: bool = False,
         artifacts_url: str | None = None,
         do_xcom_push: bool = True,
         deferrable: bool = True,
@@ -128,6 +130,7 @@ class SFTTrainerOperator(ConfigField, PodRun):
         self.model_parameters = model_parameters
         self.templated_config_keys = templated_config_keys
         self.extra_config_keys = extra_config_keys
+        self.allow_remote_code = allow_remote_code
         self.artifacts_url = artifacts_url
         self.push_result = do_xcom_push
 
@@ -167,7 +170,11 @@ class SFTTrainerOperator(ConfigField, PodRun):
             gpu_resource=self.gpu_resource,
             figures=self._figures(config),
             queue_name=self.queue_name,
-            env={**self._config_variable(config, as_file=as_file), **_run_variable(context)},
+            env={
+                **self._config_variable(config, as_file=as_file),
+                **self.leave_variable,
+                **_run_variable(context),
+            },
             annotations=_annotations(config, context),
             mounts=[*self._mounts(), *([unnamed_mount(self.CONFIG_DIRECTORY)] if as_file else [])],
         )

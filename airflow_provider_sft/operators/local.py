@@ -57,6 +57,7 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
     :param env_vars: environment variables of the trainer, beside the worker's own (templated)
     :param templated_config_keys: by default those that hold paths
     :param extra_config_keys: keys that this version does not know and the trainer does
+    :param allow_remote_code: lets Python code that comes with the model run, when the config's trust_remote_code asks
     :param artifacts_url: where the files are served, such as `https://files.example.com/{path}`: it makes the links
         to report and model (templated)
     :param termination_grace_period_s: what the trainer has to save when the task is killed; then it is killed too
@@ -75,6 +76,7 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
         env_vars: Mapping[str, str] | None = None,
         templated_config_keys: Sequence[str] = PATH_KEYS,
         extra_config_keys: Sequence[str] = (),
+        allow_remote_code: bool = False,
         artifacts_url: str | None = None,
         termination_grace_period_s: float = 120,
         **kwargs: Any,
@@ -84,6 +86,7 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
         self.env_vars = env_vars
         self.templated_config_keys = templated_config_keys
         self.extra_config_keys = extra_config_keys
+        self.allow_remote_code = allow_remote_code
         self.artifacts_url = artifacts_url
         self.termination_grace_period_s = termination_grace_period_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -147,6 +150,7 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
         inherited.pop(CONFIG_ENV_VAR, None)
         return {
             **inherited,
+            **self.leave_variable,
             **(self.env_vars or {}),
             CONFIG_PATH_ENV_VAR: str(config_path),
             RUN_ID_ENV_VAR: run_id,

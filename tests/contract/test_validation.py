@@ -228,7 +228,7 @@ WRONG = [
     ),
     (
         {"model_init_kwargs": '{"trust_remote_code": true}'},
-        "Config key 'model_init_kwargs.trust_remote_code' is true: Python code that comes with the model would run in the pod. Whoever runs the pod allows that with SFT_ALLOW_REMOTE_CODE=true; else drop the key.",
+        "Config key 'model_init_kwargs.trust_remote_code' is true: Python code that comes with the model would run in the pod. If you trust it, set allow_remote_code=True on the operator (SFT_ALLOW_REMOTE_CODE=true in the trainer's environment); else drop the key.",
     ),
     (
         {"accelerate_launch_args": {"fp8_override_linear_precision": "x"}},
@@ -277,11 +277,11 @@ WRONG = [
     ),
     (
         {"trust_remote_code": True},
-        "Config key 'trust_remote_code' is true: Python code that comes with the model would run in the pod. Whoever runs the pod allows that with SFT_ALLOW_REMOTE_CODE=true; else drop the key.",
+        "Config key 'trust_remote_code' is true: Python code that comes with the model would run in the pod. If you trust it, set allow_remote_code=True on the operator (SFT_ALLOW_REMOTE_CODE=true in the trainer's environment); else drop the key.",
     ),
     (
         {"model_init_kwargs": {"trust_remote_code": True}},
-        "Config key 'model_init_kwargs.trust_remote_code' is true: Python code that comes with the model would run in the pod. Whoever runs the pod allows that with SFT_ALLOW_REMOTE_CODE=true; else drop the key.",
+        "Config key 'model_init_kwargs.trust_remote_code' is true: Python code that comes with the model would run in the pod. If you trust it, set allow_remote_code=True on the operator (SFT_ALLOW_REMOTE_CODE=true in the trainer's environment); else drop the key.",
     ),
     (
         {"hub_token": "hf_" + "aaa" * 11},
