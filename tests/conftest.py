@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,9 +46,14 @@ def lora_config(tiny_model_dir: Path, tweets: Path, tmp_path: Path) -> dict:
 
 
 class TrainerRun:
-    """`python -m trainer` with a config, as a pod would start it."""
+    """`python -m trainer` with a config, as a pod would start it.
 
-    def __init__(self, config: dict | str, env: dict[str, str], termination_log: Path) -> None:
+    :param prefix: what the command line begins with, such as `unshare`
+    """
+
+    def __init__(
+        self, config: dict | str, env: dict[str, str], termination_log: Path, prefix: Sequence[str] = ()
+    ) -> None:
         text = config if isinstance(config, str) else json.dumps(config)
         self.termination_log = termination_log
         self.env = {
@@ -60,7 +65,7 @@ class TrainerRun:
             **env,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "trainer"],
+            [*prefix, sys.executable, "-P", "-m", "trainer"],
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -86,8 +91,8 @@ def start_trainer(tmp_path: Path) -> Iterator[Callable[..., TrainerRun]]:
     """Start a trainer process; whatever still runs at the end of the test is killed."""
     runs: list[TrainerRun] = []
 
-    def start(config: dict | str, **env: str) -> TrainerRun:
-        run = TrainerRun(config, env, tmp_path / f"termination-{len(runs)}.log")
+    def start(config: dict | str, *, prefix: Sequence[str] = (), **env: str) -> TrainerRun:
+        run = TrainerRun(config, env, tmp_path / f"termination-{len(runs)}.log", prefix)
         runs.append(run)
         return run
 
@@ -102,8 +107,8 @@ def start_trainer(tmp_path: Path) -> Iterator[Callable[..., TrainerRun]]:
 def run_trainer(start_trainer: Callable[..., TrainerRun]) -> Callable[..., TrainerRun]:
     """Run a trainer to its end; `code` is the exit code that is expected."""
 
-    def run(config: dict | str, *, code: int = 0, **env: str) -> TrainerRun:
-        finished = start_trainer(config, **env)
+    def run(config: dict | str, *, code: int = 0, prefix: Sequence[str] = (), **env: str) -> TrainerRun:
+        finished = start_trainer(config, prefix=prefix, **env)
         assert finished.wait() == code, finished.stderr[-4000:]
         return finished
 

@@ -1,6 +1,7 @@
 """How the parent and its ranks talk: files in a private scratch directory. Stdlib only.
 
 run.json          parent → ranks: what to do
+parent-pid        the parent's process id: ranks end when it is gone
 heartbeat-<rank>  touched by a rank at every sign of life
 pid-<rank>        the rank's process id, for signals
 outcome-<rank>    rank → parent: how it ended; the earliest failure is the run's
@@ -13,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.contract.errors import SFTError
+from airflow_provider_sft.contract.exit_codes import ExitCode
 from trainer.files import read_json, write_json
 
 SCRATCH_ENV_VAR = "SFT_SCRATCH_DIR"
+_PARENT_WATCH_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class RankChannel:
         channel.beat()
         return channel
 
+    def end_with_parent(self) -> None:
+        """A parent that was killed can pass nothing on, and its lock is free for another run: this rank ends at once."""
+        parent = int((self._scratch_dir / "parent-pid").read_text(encoding="ascii"))
+        threading.Thread(target=_outlive_nobody, args=[parent], name="parent-watch", daemon=True).start()
+
     def order(self) -> RunOrder:
         return RunOrder(**(read_json(self._scratch_dir / "run.json") or {}))
 
@@ -92,11 +101,21 @@ class RankChannel:
         )
 
 
+def _outlive_nobody(parent: int) -> None:
+    # A killed process that nobody has waited for yet has no command line any more.
+    with contextlib.suppress(OSError):
+        while Path(f"/proc/{parent}/cmdline").read_bytes():
+            time.sleep(_PARENT_WATCH_S)
+    if Path("/proc/self").exists():
+        os._exit(ExitCode.LOST_RANK)
+
+
 class ParentChannel:
     """The parent's end."""
 
     def __init__(self, scratch_dir: Path, order: RunOrder) -> None:
         self.scratch_dir = scratch_dir
+        (scratch_dir / "parent-pid").write_text(str(os.getpid()), encoding="ascii")
         write_json(scratch_dir / "run.json", asdict(order))
 
     def rank_pids(self) -> list[int]:

@@ -135,7 +135,8 @@ class Supervisor:
         )
         if self.stop.lock_lost:
             raise InterruptedRunError("Another run has taken output_dir over; this one ended without saving.")
-        if failures:
+        # The ranks that outlive one killed for memory report a lost connection, which is not what a person can mend.
+        if failures and not (oom and failures[0].exit_code == ExitCode.LOST_RANK):
             raise _to_error(failures[0])
         if outcomes and outcomes[0].rank == self._first_rank and returncode == 0:
             return outcomes[0]

@@ -97,8 +97,8 @@ def test_pickled_weights_are_refused(run_trainer, lora_config, tiny_model_dir, t
     assert "safetensors" in run.result["reason"]
 
 
-def wait_for(condition, timeout_s: float = 120) -> None:
+def wait_for(condition, timeout_s: float = 120, poll_s: float = 0.05) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
+        time.sleep(poll_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.conftest import TrainerRun
 from tests.trainer.test_refusals import wait_for
+from trainer.checkpoints import find_flaw
 
 
 def weights(directory):
@@ -85,6 +87,21 @@ def test_sigkill_at_random_points_ends_bit_equal(config, start_trainer, run_trai
     last = run_trainer(config)
     assert last.result["attempt"] == 3
     assert_bit_equal(weights(out), undisturbed)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ranks_end_with_a_killed_parent(config, start_trainer, tmp_path, processes):
+    args = {"accelerate_launch_args": {"num_processes": processes}}
+    run = start_trainer({**config, **args, "max_steps": 100_000}, SET_NUM_PROCESSES_TO_NUM_GPUS="False")
+    wait_for(lambda: step_reached(tmp_path / "out") >= 1)
+    below = psutil.Process(run.process.pid).children(recursive=True)
+    run.process.kill()
+    run.process.wait()
+    wait_for(lambda: not any(is_alive(process) for process in below), timeout_s=60)
+
+
+def is_alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def rank_group(parent_pid: int) -> int:
@@ -156,14 +173,46 @@ def test_other_number_of_processes_resumes_and_says_what_that_changes(config, ru
     )
 
 
-def test_sigterm_while_loading_is_never_a_success(start_trainer, lora_config, tmp_path):
+@pytest.mark.parametrize(
+    "sign",
+    [
+        ".sft.lock.json",  # the parent alone
+        "attempts.jsonl",  # a rank is started
+        ".sft.prepared",  # a rank prepares rows
+        ".sft.statistics.json",  # a rank loads the model
+    ],
+)
+def test_sigterm_before_the_first_step_is_206_and_never_a_success(start_trainer, lora_config, tmp_path, sign):
     run = start_trainer(lora_config)
-    wait_for((tmp_path / "out" / "attempts.jsonl").exists)
-    time.sleep(1.0)
+    wait_for((tmp_path / "out" / sign).exists, poll_s=0.002)
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 206
     assert run.result["status"] == "interrupted"
     assert not (tmp_path / "out" / ".complete").exists()
+
+
+def test_sigterm_before_python_has_read_anything_is_no_success(start_trainer, lora_config, tmp_path):
+    run = start_trainer(lora_config)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() in (-signal.SIGTERM, 206)
+    assert not (tmp_path / "out" / ".complete").exists()
+
+
+def is_saving(out):
+    with contextlib.suppress(FileNotFoundError):
+        return any((out / ".staging").glob("checkpoint-*"))
+    return False
+
+
+def test_sigterm_while_saving_leaves_whole_checkpoints_only(start_trainer, config, tmp_path):
+    out = tmp_path / "out"
+    run = start_trainer({**config, "save_steps": 1, "max_steps": 100_000, "save_total_limit": 3})
+    wait_for(lambda: is_saving(out), poll_s=0.001)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 206
+    checkpoints = {path.name: find_flaw(path) for path in out.glob("checkpoint-*")}
+    assert set(checkpoints.values()) == {None}
+    assert f"checkpoint-{run.result['steps']}" in checkpoints
 
 
 def test_sigint_after_sigterm_ends_at_once(start_trainer, lora_config, tmp_path):
