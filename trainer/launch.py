@@ -18,6 +18,7 @@ import yaml
 from airflow_provider_sft.contract.errors import ConfigError, NotFoundError
 from airflow_provider_sft.contract.names import FSDP_DEFAULTS_ENV_VAR, SET_NUM_PROCESSES_ENV_VAR
 from airflow_provider_sft.contract.outcome import Distributed
+from trainer.fsdp_flags import fsdp_version_of, refuse_fsdp_on_cpu, translate_to_fsdp2
 from trainer.nodes import Nodes, read_nodes
 
 DEFAULT_FSDP_FILE = Path(__file__).with_name("fsdp.yaml")
@@ -74,7 +75,7 @@ def plan_launch(
     file = _read_config_file(args)
     world_size = _world_size(args, file, environ, nodes, gpus)
     if gpus == 0:
-        _refuse_fsdp_on_cpu(args, file)
+        refuse_fsdp_on_cpu(args, file)
     if world_size == 1 and not _needs_launcher(args, file):
         return Launch(
             [sys.executable, "-P", "-m", RANK_MODULE],
@@ -152,7 +153,7 @@ def _plan_accelerate(
         notices.append(
             f"No GPU is visible: the {world_size} processes run data-parallel (DDP) on CPU; FSDP applies to GPUs only."
         )
-    elif "config_file" not in flags and not any(flags.get(flag) is not None for flag in _LAUNCHER_FLAGS):
+    elif "config_file" not in flags and _takes_default_file(flags):
         flags["config_file"] = environ.get(FSDP_DEFAULTS_ENV_VAR) or str(DEFAULT_FSDP_FILE)
         file = _read_config_file(flags)
     elif not any(flags.get(flag) for flag in _LAUNCHER_FLAGS) and "config_file" not in flags:
@@ -161,10 +162,20 @@ def _plan_accelerate(
     flags |= nodes.accelerate_args()
     if nodes.count == 1:
         flags.setdefault("main_process_port", 0)
+    distributed = _distributed(flags, file, gpus)
+    if distributed == "fsdp2":
+        flags = translate_to_fsdp2(flags, notices)
+        distributed = _distributed(flags, file, gpus)
     flags = _turn_off_in_file(flags, file, scratch_dir)
     argv = [sys.executable, "-P", "-m", "accelerate.commands.launch", *to_flags(flags), "-m", RANK_MODULE]
     env = {"PYTHONSAFEPATH": "1"} | ({"ACCELERATE_USE_CPU": "True"} if gpus == 0 else {})
-    return Launch(argv, env, world_size, gpus, _distributed(flags, file, gpus), nodes, notices)
+    return Launch(argv, env, world_size, gpus, distributed, nodes, notices)
+
+
+def _takes_default_file(flags: Mapping[str, Any]) -> bool:
+    """More than one GPU means FSDP, unless that is turned off or another way to distribute is asked for."""
+    others = [flag for flag in _LAUNCHER_FLAGS if flag not in ("use_fsdp", "use_parallelism_config")]
+    return flags.get("use_fsdp") is not False and not any(flags.get(flag) for flag in others)
 
 
 def to_flags(args: Mapping[str, Any]) -> list[str]:
@@ -245,22 +256,6 @@ def _needs_launcher(args: Mapping[str, Any], file: Mapping[str, Any]) -> bool:
     )
 
 
-def _refuse_fsdp_on_cpu(args: Mapping[str, Any], file: Mapping[str, Any]) -> None:
-    asked = [
-        name for name, value in args.items() if value and (name == "use_fsdp" or name.startswith("fsdp_"))
-    ]
-    if asked:
-        raise ConfigError(
-            f"accelerate_launch_args.{asked[0]} is set but no GPU is visible, and FSDP does nothing on CPU. "
-            f"Request GPUs, or drop the FSDP flags."
-        )
-    if str(file.get("distributed_type", "")).upper() == "FSDP":
-        raise ConfigError(
-            "accelerate_launch_args.config_file asks for FSDP but no GPU is visible, and FSDP does nothing on CPU. "
-            "Request GPUs, or give a config_file without FSDP."
-        )
-
-
 def _turn_off_in_file(args: dict[str, Any], file: Mapping[str, Any], scratch_dir: Path) -> dict[str, Any]:
     """Accelerate has no flag that turns a switch off: `false` over a config file's true needs a file without it."""
     off = {name for name, value in args.items() if value is False and file.get(name)}
@@ -276,8 +271,7 @@ def _distributed(args: Mapping[str, Any], file: Mapping[str, Any], gpus: int) ->
     uses_fsdp = args.get("use_fsdp") or str(file.get("distributed_type", "")).upper() == "FSDP"
     if gpus == 0 or not uses_fsdp:
         return "ddp"
-    version = args.get("fsdp_version") or (file.get("fsdp_config") or {}).get("fsdp_version", 1)
-    return "fsdp2" if int(version) == 2 else "fsdp1"  # noqa: PLR2004
+    return "fsdp2" if fsdp_version_of(args, file) == 2 else "fsdp1"  # noqa: PLR2004
 
 
 def rank_environment(launch: Launch, environ: Mapping[str, str], scratch_dir: Path) -> dict[str, str]:

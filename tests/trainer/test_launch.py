@@ -53,6 +53,99 @@ def test_default_fsdp_file_is_one_that_accelerate_loads():
     assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
 
 
+def test_use_fsdp_true_takes_the_default_fsdp_file_too(tmp_path):
+    flags = flags_of(plan(tmp_path, {"use_fsdp": True, "use_deepspeed": False}, gpus=2))
+    assert (flags.config_file, flags.use_fsdp) == (str(DEFAULT_FSDP_FILE), True)
+
+
+def launched(launch: Launch) -> argparse.Namespace:
+    """What accelerate's launcher makes of command line and config file together."""
+    from accelerate.commands.launch import _validate_launch_command
+
+    return _validate_launch_command(flags_of(launch))[0]
+
+
+def test_explicit_flags_win_over_the_default_fsdp_file(tmp_path):
+    args = {
+        "fsdp_offload_params": "true",
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "mixed_precision": "bf16",
+        "fsdp_version": 1,
+        "main_process_port": 1234,
+    }
+    flags = launched(plan(tmp_path, args, gpus=2))
+    assert {name: str(getattr(flags, name)) for name in args} == {
+        name: str(value) for name, value in args.items()
+    }
+    # What is not said comes from the file.
+    assert (flags.fsdp_auto_wrap_policy, flags.fsdp_cpu_ram_efficient_loading) == (
+        "TRANSFORMER_BASED_WRAP",
+        True,
+    )
+    assert flags.use_fsdp is True
+
+
+def test_explicit_flags_win_over_the_users_config_file(tmp_path):
+    own = tmp_path / "own.yaml"
+    fsdp = {"fsdp_version": 2, "fsdp_offload_params": True, "fsdp_state_dict_type": "FULL_STATE_DICT"}
+    own.write_text(
+        yaml.safe_dump(
+            {
+                "compute_environment": "LOCAL_MACHINE",
+                "distributed_type": "FSDP",
+                "mixed_precision": "bf16",
+                "num_processes": 8,
+                "use_cpu": False,
+                "debug": False,
+                "fsdp_config": fsdp,
+            }
+        )
+    )
+    launch = plan(tmp_path, {"config_file": str(own), "fsdp_offload_params": "false"}, gpus=2)
+    flags = launched(launch)
+    assert (flags.num_processes, flags.fsdp_offload_params, flags.mixed_precision) == (2, "false", "bf16")
+    assert launch.distributed == "fsdp2"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reshards"), [("FULL_SHARD", "true"), ("SHARD_GRAD_OP", "false"), (2, "false")]
+)
+def test_fsdp1s_sharding_strategy_is_said_in_fsdp2s_words(tmp_path, strategy, reshards):
+    launch = plan(tmp_path, {"fsdp_sharding_strategy": strategy, "fsdp_use_orig_params": "true"}, gpus=2)
+    assert (launched(launch).fsdp_reshard_after_forward, launch.distributed) == (reshards, "fsdp2")
+    assert launch.notices == []
+
+
+def test_strategy_that_fsdp2_has_not_means_fsdp1_and_the_log_says_so(tmp_path):
+    launch = plan(tmp_path, {"fsdp_sharding_strategy": "HYBRID_SHARD"}, gpus=2)
+    flags = launched(launch)
+    assert (flags.fsdp_version, flags.fsdp_sharding_strategy, launch.distributed) == (
+        "1",
+        "HYBRID_SHARD",
+        "fsdp1",
+    )
+    assert launch.notices == [
+        "accelerate_launch_args.fsdp_sharding_strategy is 'HYBRID_SHARD', which FSDP2 has not: this run uses FSDP1."
+    ]
+
+
+def test_strategy_that_fsdp2_has_not_is_refused_where_fsdp2_is_asked_for(tmp_path):
+    with pytest.raises(
+        ConfigError, match="is 4, which FSDP2 has not. Set fsdp_version to 1, or drop one of them."
+    ):
+        plan(tmp_path, {"fsdp_sharding_strategy": 4, "fsdp_version": 2}, gpus=2)
+
+
+def test_flag_of_fsdp1_that_does_nothing_in_fsdp2_is_said(tmp_path):
+    launch = plan(
+        tmp_path, {"fsdp_backward_prefetch": "BACKWARD_PRE", "fsdp_forward_prefetch": "false"}, gpus=2
+    )
+    assert "--fsdp_backward_prefetch" not in launch.argv
+    assert launch.notices == [
+        "accelerate_launch_args.fsdp_backward_prefetch has no effect in FSDP2, and changes no number."
+    ]
+
+
 @pytest.mark.parametrize("flag", ["use_deepspeed", "multi_gpu"])
 def test_another_way_to_distribute_takes_no_fsdp_file(tmp_path, flag):
     assert flags_of(plan(tmp_path, {flag: True}, gpus=2)).config_file is None
