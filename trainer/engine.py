@@ -65,8 +65,8 @@ class Engine(SFTTrainer):
         self._adapts_head = _adapts_head(self.model)
         if self._adapts_head and not self._is_plain(torch.zeros(0)):
             raise ConfigError(
-                "target_modules adapts lm_head, which loss_type 'dft', label_smoothing_factor and mixture-of-experts "
-                "losses do not support. Leave lm_head out of target_modules, or drop those keys."
+                "target_modules adapts lm_head, which loss_type 'dft' and label_smoothing_factor do not support. "
+                "Leave lm_head out of target_modules, or drop those keys."
             )
 
     def compute_loss(
@@ -74,25 +74,29 @@ class Engine(SFTTrainer):
     ) -> Any:
         """Cross-entropy over the positions that are trained, and only those go through the LM head.
 
-        Equal to trl's loss to float error. trl's own serves dft, label smoothing, MoE auxiliary losses, prompt
-        tuning, and batches whose logits would be large.
+        Equal to trl's loss to float error, with the auxiliary loss of a mixture of experts. trl's own serves dft, label
+        smoothing, prompt tuning, and batches whose logits would be large.
         """
         self._count(inputs.pop("token_counts", None))
         positions = inputs.pop("logits_to_keep", None)
-        if positions is None or return_outputs or not self._is_plain(positions):
+        if positions is None or not self._is_plain(positions):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
-        logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+        routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        outputs = model(**inputs, **routed, logits_to_keep=positions, use_cache=False)
         targets = labels[:, positions + 1]
         loss = cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_TRAINED, reduction="sum"
+            outputs.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_TRAINED, reduction="sum"
         )
-        if num_items_in_batch is None:
-            num_items_in_batch = (targets != NOT_TRAINED).sum()
-        loss = loss / torch.as_tensor(num_items_in_batch).clamp(min=1)
-        if self.args.average_tokens_across_devices and self.model.training:
+        whole_batch = num_items_in_batch is not None  # all its micro-batches, on all ranks
+        num_items = num_items_in_batch if whole_batch else (targets != NOT_TRAINED).sum()
+        loss = loss / torch.as_tensor(num_items).clamp(min=1)
+        if whole_batch and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        return loss
+        if (balance := getattr(outputs, "aux_loss", None)) is not None and self.aux_loss_enabled:
+            steps = self.current_gradient_accumulation_steps if whole_batch and self.model.training else 1
+            loss = loss + self.router_aux_loss_coef * balance.to(loss.device) / steps
+        return (loss, outputs) if return_outputs else loss
 
     def _is_plain(self, positions: Tensor) -> bool:
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -100,7 +104,6 @@ class Engine(SFTTrainer):
             self._takes_positions
             and self.args.loss_type == "nll"
             and self.label_smoother is None
-            and not self.aux_loss_enabled
             and self.compute_loss_func is None
             and (self._adapts_head or positions.numel() * vocabulary * _FLOAT32_BYTES <= _MAX_LOGITS_BYTES)
         )

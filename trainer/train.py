@@ -64,7 +64,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     multiple_of = settings.values["embedding_size_multiple_of"]
     new_rows = grow_vocabulary(model, loaded, multiple_of=multiple_of, say=channel.notice)
     sample_before(model, tokenizer, data.statistics, settings, output_dir)
-    model = apply_peft(model, settings, tokenizer, new_rows=new_rows)
+    model = apply_peft(model, settings, tokenizer, new_rows=new_rows, say=channel.notice)
 
     finite = FiniteCallback(loss_limit(len(tokenizer)))
     engine = Engine(

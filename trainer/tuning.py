@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,16 +20,24 @@ from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedModel, PreTr
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import Settings
 from trainer.activation import read_invocation
+from trainer.misfit import choose_targets, explain_misfit
 
 _PROMPT_KEYS = ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text")
 
 
 def apply_peft(
-    model: PreTrainedModel, settings: Settings, tokenizer: PreTrainedTokenizerBase, *, new_rows: int
+    model: PreTrainedModel,
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    new_rows: int,
+    say: Callable[[str], None],
 ) -> Any:
     """The model as it is trained.
 
     :param new_rows: by how much the vocabulary grew; the adapter then carries the embeddings
+    :param say: what the config left open and was chosen here, a sentence
+    :raises ConfigError: the adapter does not fit the model
     :raises DataError: nothing would be trained
     """
     if getattr(model, "is_quantized", False):
@@ -37,10 +46,12 @@ def apply_peft(
     config = build_peft_config(settings, tokenizer)
     if config is None:
         return model
+    if isinstance(config, LoraConfig) and not config.target_modules and not config.target_parameters:
+        config.target_modules = choose_targets(model, say)
     try:
         tuned = get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"The adapter does not fit this model: {error}") from error
+        raise ConfigError(explain_misfit(error, model, settings.values)) from error
     if new_rows:
         # PEFT's own guess leaves grown embeddings out when it does not find the base model's config.
         tuned.save_pretrained = functools.partial(tuned.save_pretrained, save_embedding_layers=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -28,11 +28,29 @@ def rows(count=6):
     return result
 
 
+MIXTURES = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8},
+    "granitemoe": {"num_local_experts": 4},
+    "llama4_text": {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 32},
+}
+
+
+def make_mixture(model_type):
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"vocab_size": 400, "num_key_value_heads": 2, "num_experts_per_tok": 2, **MIXTURES[model_type]}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape), dtype=torch.float32)
+
+
 @pytest.fixture
 def build(tiny_model_dir, tmp_path):
-    def build(kind, *, peft_config=None, **options):
+    def build(kind, *, model_type=None, peft_config=None, **options):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+        if model_type:
+            model = make_mixture(model_type)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
         torch.manual_seed(1)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
@@ -63,6 +81,7 @@ def build(tiny_model_dir, tmp_path):
 
 def loss_and_gradients(trainer, **kwargs):
     model = trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
     model.zero_grad()
     batch = trainer.data_collator(rows())
     loss = trainer.compute_loss(model, batch, **kwargs)
@@ -81,6 +100,32 @@ def test_loss_and_gradients_equal_trls(build, peft_config, num_items):
     assert ours[1].keys() == theirs[1].keys()
     for name, gradient in theirs[1].items():
         torch.testing.assert_close(ours[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("num_items", [None, torch.tensor(100)])
+def test_loss_of_a_mixture_of_experts_equals_trls_with_its_auxiliary_loss(build, model_type, num_items):
+    options = {"model_type": model_type, "router_aux_loss_coef": 0.5}
+    ours = loss_and_gradients(build(Engine, **options), num_items_in_batch=num_items)
+    theirs = loss_and_gradients(build(SFTTrainer, **options), num_items_in_batch=num_items)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+    for name, gradient in theirs[1].items():
+        torch.testing.assert_close(ours[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("model_type", ["granitemoe", "llama4_text"])
+def test_mixture_that_trls_fused_head_fails_on_is_trained_and_evaluated(build, model_type):
+    engine = build(Engine, model_type=model_type)
+    loss, gradients = loss_and_gradients(engine)
+    assert torch.isfinite(loss)
+    assert [name for name in gradients if "router" in name]
+    assert engine.evaluate(engine.train_dataset)["eval_loss"] == pytest.approx(float(loss), rel=0.1)
+
+
+def test_evaluation_loss_equals_trls(build):
+    engine, theirs = build(Engine), build(SFTTrainer)
+    ours = engine.evaluate(engine.train_dataset)["eval_loss"]
+    assert ours == pytest.approx(theirs.evaluate(theirs.train_dataset)["eval_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.settings import resolve_config
@@ -25,6 +27,23 @@ LAYERS = ("model.layers.0", "model.layers.1")
 ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
 MLP = [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 INVOCATION = "### Label:"
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+# DeepSeek-V3's low-rank attention and experts.
+MIXTURE = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+    "num_key_value_heads": 4,
+}
 
 
 def modules(*names: str, layers: tuple[str, ...] = LAYERS) -> set[str]:
@@ -57,7 +76,8 @@ def build(settings):
     multiple_of = settings.values["embedding_size_multiple_of"]
     new_rows = grow_vocabulary(model, loaded, multiple_of=multiple_of, say=lambda _: None)
     torch.manual_seed(0)
-    return apply_peft(model, settings, loaded.tokenizer, new_rows=new_rows), loaded.tokenizer
+    tuned = apply_peft(model, settings, loaded.tokenizer, new_rows=new_rows, say=print)
+    return tuned, loaded.tokenizer
 
 
 def names_changed_by_training(model, tokenizer) -> set[str]:
@@ -103,8 +123,53 @@ def test_lora_rslora_divides_alpha_by_the_root_of_the_rank(tiny_model_dir, use_r
 
 def test_lora_that_names_no_module_is_refused(tiny_model_dir):
     settings = settings_of(tiny_model_dir, peft_method="lora", target_modules=["query"])
-    with pytest.raises(ConfigError, match="The adapter does not fit this model: .*'query'"):
+    sentence = "'target_modules' is [\"query\"], and a 'llama' model has no such layer. Set it to ['all-linear'], or to some of q_proj"
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
         build(settings)
+
+
+@pytest.fixture
+def save_as(tmp_path, tiny_model_dir):
+    """A tiny random model of another type, with the tiny model's tokenizer."""
+
+    def save(model_type, **shape):
+        directory = shutil.copytree(tiny_model_dir, tmp_path / model_type)
+        (directory / "model.safetensors").unlink()
+        vocabulary = len(AutoTokenizer.from_pretrained(directory))
+        config = AutoConfig.for_model(model_type, vocab_size=vocabulary, **TINY, **shape)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        return directory
+
+    return save
+
+
+def test_lora_without_target_modules_takes_queries_and_values_where_peft_has_no_default(save_as, capsys):
+    model, tokenizer = build(settings_of(save_as("granite"), peft_method="lora"))
+    assert names_changed_by_training(model, tokenizer) == lora_names(
+        modules("self_attn.q_proj", "self_attn.v_proj"), *AB
+    )
+    assert "peft has no default for 'granite': it is ['q_proj', 'v_proj']." in capsys.readouterr().out
+
+
+def test_lora_without_target_modules_leaves_experts_alone(save_as):
+    directory = save_as("mixtral", num_local_experts=4, num_key_value_heads=4)
+    model, _ = build(settings_of(directory, peft_method="lora", lora_dropout=0.05))
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == lora_names(modules("self_attn.q_proj", "self_attn.v_proj"), *AB)
+
+
+def test_lora_without_target_modules_is_refused_where_nothing_is_alike(save_as):
+    directory = save_as("deepseek_v3", **MIXTURE)
+    with pytest.raises(
+        ConfigError, match=r"no default for a 'deepseek_v3' model. Set it to .* or to some of q_a_proj"
+    ):
+        build(settings_of(directory, peft_method="lora"))
+
+
+def test_lora_dropout_on_experts_is_refused_with_the_key_that_mends_it(save_as):
+    directory = save_as("deepseek_v3", **MIXTURE)
+    with pytest.raises(ConfigError, match="'lora_dropout' is 0.05, and the experts .* Set lora_dropout to 0"):
+        build(settings_of(directory, peft_method="lora", target_modules=["all-linear"], lora_dropout=0.05))
 
 
 def test_full_tuning_trains_every_weight(tiny_model_dir):
