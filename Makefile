@@ -8,7 +8,7 @@ ARGS ?=
 CODE := airflow_provider_sft trainer dags tests tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench image image-pins image-test vllm schema pin clean
+.PHONY: help install demo test check format bench image image-pins image-test cluster-test vllm schema pin clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -46,6 +46,10 @@ image: ## build the trainer image
 
 image-test: install ## run the image as the pod runs it
 	$(BIN)/python -m pytest -s -m image tests/image $(ARGS)
+
+cluster-test: install ## the main rows on the cluster of KUBECONFIG, with SFT_TEST_IMAGE
+	@test -n "$$KUBECONFIG" || { echo "KUBECONFIG is not set. Give the path of a kubeconfig file."; exit 2; }
+	$(BIN)/python -m pytest -v -m cluster tests/cluster $(ARGS)
 
 image-pins: install ## write images/requirements-*.txt anew from constraints.txt (needs uv)
 	$(BIN)/python -m tools.image_pins

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.kube.events import SCHEDULER
 from tests.kube.faults import Unschedulable
+from tests.kube.quantities import parse_quantity
 from tests.kube.resources import CLAIMS, NODES, PODS
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ async def await_node(worker: PodWorker) -> None:
     """Return when the pod is bound to the one node."""
     await _await_gates(worker)
     await _sit_out_fault(worker)
-    while why := _missing_claim(worker) or _cordon(worker):
+    while why := _missing_claim(worker) or _cordon(worker) or _insufficient(worker):
         await _refuse(worker, f"0/1 nodes are available: {why}.")
     _bind(worker)
 
@@ -62,6 +63,16 @@ def _missing_claim(worker: PodWorker) -> str:
 def _cordon(worker: PodWorker) -> str:
     node = worker.store.get(NODES, "", NODE)
     return "1 node(s) were unschedulable" if node["spec"].get("unschedulable") else ""
+
+
+def _insufficient(worker: PodWorker) -> str:
+    """Extended resources that the node never had, or not as many; who else uses them is not counted."""
+    allocatable = worker.store.get(NODES, "", NODE)["status"]["allocatable"]
+    for container in worker.pod["spec"]["containers"]:
+        for name, amount in ((container.get("resources") or {}).get("limits") or {}).items():
+            if "/" in name and parse_quantity(amount) > parse_quantity(allocatable.get(name, "0")):
+                return f"1 Insufficient {name}"
+    return ""
 
 
 def _bind(worker: PodWorker) -> None:

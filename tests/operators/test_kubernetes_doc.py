@@ -15,7 +15,9 @@ from tools.checkov import DOCS, read_explained
 
 TEXT = DOCS.read_text(encoding="utf-8")
 MANIFESTS = [
-    m for block in re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL) for m in yaml.safe_load_all(block)
+    m
+    for block in re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    for m in yaml.safe_load_all(block)
 ]
 
 
