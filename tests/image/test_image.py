@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.podman import restrict
+from tests.image.podman import VARIANT, restrict
 from trainer.checkpoints import find_flaw
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
@@ -85,7 +85,7 @@ def test_image_runs_under_tini_as_a_numeric_user_and_says_what_it_is(podman, ima
     assert config["User"] == "10001:0"
     assert config["Entrypoint"][0] == "/usr/bin/tini"
     labels = config["Labels"]
-    assert labels["org.opencontainers.image.version"].endswith("-cpu")
+    assert labels["org.opencontainers.image.version"].endswith(f"-{VARIANT}")
     assert len(labels["org.opencontainers.image.revision"]) == 40
 
 

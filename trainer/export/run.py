@@ -112,7 +112,9 @@ def _beside(directory: Path) -> Path | None:
 
 
 def _whole_model(directory: Path) -> ExportOutcome:
-    sentence = f"{directory} holds a whole model: a full fine-tune loads in vLLM as it is, and nothing was changed."
+    sentence = (
+        f"{directory} holds a whole model: a full fine-tune loads in vLLM as it is, and nothing was changed."
+    )
     verdict = judge_model(read_json_object(directory / "config.json"))
     return ExportOutcome(directory, "full", verdict, [], [sentence])
 
