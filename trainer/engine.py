@@ -132,8 +132,12 @@ class Engine(SFTTrainer):
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, *args: Any
     ) -> tuple[int, int]:
-        """Transformers takes a stream for one endless epoch and would skip more batches than a pass over it has."""
+        """Logging and saving as this config says, whoever left the checkpoint; and the place in a stream.
+
+        Transformers takes a stream for one endless epoch and would skip more batches than a pass over it has.
+        """
         place: tuple[int, int] = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
+        self.state.compute_steps(self.args, max_steps)
         if not isinstance(self.train_dataset, IterableDataset) or not self.state.global_step:
             return place
         passes = int(self.state.epoch or 0.0)
