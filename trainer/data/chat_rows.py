@@ -67,7 +67,7 @@ class ChatRows:
             text, spans = self.template.render_turns(messages, **extras)
         except TemplateFailedError as error:
             raise _refused(chunk, index, self.column, error) from error
-        return text, spans or None
+        return text, _drop_unweighted(spans or [], messages, chunk.where(index)) or None
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,11 @@ class MarkedChatRows:
         return text if self.eos and self.eos in last else text + self.eos, spans or None
 
 
+def find_misshaped_conversation(sample: Mapping[str, Any]) -> str | None:
+    """A column that should hold conversations by its name, and does not."""
+    return next((column for column in _CONVERSATION_COLUMNS if column in sample), None)
+
+
 def find_conversation(sample: Mapping[str, Any], keys: DataKeys) -> str | None:
     """The column that holds conversations, if one does.
 
@@ -192,9 +197,32 @@ def _read_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message.get("role"), str):
         raise DataError(f"{where} has no role. Expected user, assistant, system or tool.")
     content = message.get("content")
-    if not isinstance(content, str | list) and (content is not None or message["role"] != "assistant"):
+    if isinstance(content, list):
+        return {**message, "content": "".join(_read_part(part, where) for part in content)}
+    if not isinstance(content, str) and (content is not None or message["role"] != "assistant"):
         raise DataError(f"{where}: content is {describe_value(content)}. Expected a string.")
     return message
+
+
+def _read_part(part: Any, where: str) -> str:
+    """The text of a part, as APIs write content: `{"type": "text", "text": "..."}`."""
+    text = part.get("text") if isinstance(part, dict) else part
+    if not isinstance(text, str):
+        raise DataError(f"{where}: content holds {describe_value(part)}. Only text is trained here.")
+    return text
+
+
+def _drop_unweighted(spans: list[Span], messages: Sequence[Mapping[str, Any]], where: str) -> list[Span]:
+    """Without the turns of `"weight": 0`, which are read and not trained, as in OpenAI's fine-tuning files."""
+    weights = [message.get("weight") for message in messages if message["role"] == "assistant"]
+    if 0 not in weights or not spans:
+        return spans
+    if len(spans) != len(weights):
+        raise DataError(
+            f"{where}: a turn has weight 0, and the chat template does not tell the {len(weights)} turns apart. "
+            "Take the weights out, or use another template."
+        )
+    return [span for span, weight in zip(spans, weights, strict=True) if weight != 0]
 
 
 def _extras(chunk: RowChunk, index: int) -> dict[str, Any]:

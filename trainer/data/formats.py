@@ -10,7 +10,15 @@ from typing import Any
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from trainer.data.chat import ChatTemplate
-from trainer.data.chat_rows import ChatPairRows, ChatRows, MarkedChatRows, find_conversation, is_conversation
+from trainer.data.chat_rows import (
+    ChatPairRows,
+    ChatRows,
+    MarkedChatRows,
+    find_conversation,
+    find_misshaped_conversation,
+    is_conversation,
+    read_messages,
+)
 from trainer.data.keys import DataKeys
 from trainer.data.row_format import Pretokenised, RowFormat
 from trainer.data.rows import RowChunk
@@ -18,6 +26,7 @@ from trainer.data.templates import RowTemplate
 from trainer.data.text_rows import PairRows, TextRows, read_column
 
 # fms-hf-tuning joins its pairs with a space where neither side has white space; trl does not.
+_MAX_UNREAD = 6
 _PAIRS = (("input", "output", True), ("prompt", "completion", False))
 
 
@@ -40,15 +49,18 @@ def choose_format(first: RowChunk, keys: DataKeys, tokenizer: Any, eos: str) -> 
         return _chat(column, keys, tokenizer)
     if keys.text_field or keys.formatter_template:
         return _text(sample, keys, tokenizer, eos)
-    return _by_columns(sample, keys, tokenizer, eos)
+    return _by_columns(first, keys, tokenizer, eos)
 
 
-def _by_columns(sample: dict[str, Any], keys: DataKeys, tokenizer: Any, eos: str) -> RowFormat:
+def _by_columns(first: RowChunk, keys: DataKeys, tokenizer: Any, eos: str) -> RowFormat:
+    sample = first.rows[0]
     for prompt, answer, joined_by_space in _PAIRS:
         if {prompt, answer} <= sample.keys():
             return _pairs(sample, prompt, answer, joined_by_space, keys, tokenizer, eos)
     if "text" in sample:
         return _text(sample, keys.with_text_field("text"), tokenizer, eos)
+    if column := find_misshaped_conversation(sample):
+        read_messages(first, 0, column)
     raise DataError(
         f"No format fits the columns {_list(sample)}. Name the text with dataset_text_field, build it with "
         "data_formatter_template, or give the columns input and output, prompt and completion, or messages."
@@ -95,7 +107,15 @@ def _pairs(
         )
     if is_conversation(sample[prompt]):
         return ChatPairRows(ChatTemplate(tokenizer), prompt, answer, whole=keys.loss_on_prompt)
-    return PairRows(prompt, answer, eos, joined_by_space=joined_by_space, whole=keys.loss_on_prompt)
+    unread = [column for column in sample if column not in (prompt, answer)]
+    return PairRows(
+        prompt,
+        answer,
+        eos,
+        joined_by_space=joined_by_space,
+        whole=keys.loss_on_prompt,
+        unread=", ".join(map(repr, unread[:_MAX_UNREAD])),
+    )
 
 
 def _chat(column: str, keys: DataKeys, tokenizer: Any) -> ChatRows:

@@ -31,6 +31,13 @@ def read_json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
     :param path: for sentences
     :raises DataError: no JSON, or JSON that is no object, with the line
     """
+    try:
+        yield from _read_rows(path, file)
+    except RecursionError as error:
+        raise DataError(f"{path}: nested too deep to be read. Expected objects of texts.") from error
+
+
+def _read_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
     head = file.read(_READ_CHARS)
     stripped = head.lstrip()
     if stripped.startswith("[") and _is_array_of_objects(stripped):

@@ -47,6 +47,7 @@ class PairRows:
 
     :param joined_by_space: put a space between the two where neither has white space there
     :param whole: train the prompt too
+    :param unread: the other columns, for people
     """
 
     prompt: str
@@ -54,13 +55,15 @@ class PairRows:
     eos: str
     joined_by_space: bool = True
     whole: bool = False
+    unread: str = ""
     special_tokens: bool = True
     unlabelled: str = "there is no answer in them"
 
     @property
     def description(self) -> str:
         masked = "trained too" if self.whole else "masked"
-        return f"pairs of {self.prompt!r} ({masked}) and {self.answer!r}"
+        unread = f"; not read: {self.unread}" if self.unread else ""
+        return f"pairs of {self.prompt!r} ({masked}) and {self.answer!r}{unread}"
 
     def render(self, chunk: RowChunk) -> list[Example]:
         prompts, answers = (

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from airflow_provider_sft.contract.errors import DataError
 from trainer.data.dropped import DropLog
 from trainer.data.encode import EncodedRows, Encoder
 from trainer.data.pretokenised import read_tokens
@@ -77,10 +78,10 @@ class Tokeniser:
                 for chunk, examples in _split_by_size(whole, row_format.render(whole)):
                     started = pool.submit(self.encoder.tokenise, examples, special_tokens=special)
                     if waiting is not None:
-                        yield waiting[0], waiting[1], waiting[2].result()
+                        yield _finish(*waiting)
                     waiting = chunk, examples, started
             if waiting is not None:
-                yield waiting[0], waiting[1], waiting[2].result()
+                yield _finish(*waiting)
 
     def _reason(
         self, row_format: RowFormat | Pretokenised, encoded: EncodedRows, index: int, blank: list[bool]
@@ -111,6 +112,28 @@ class ProgressTeller:
             self._said = now
             rate = self._rows / (now - self._started)
             self._say(f"{self._name}: {self._rows:,} rows prepared, {rate:,.0f} a second.")
+
+
+def _finish(
+    chunk: RowChunk, examples: list[Example], tokens: Future[list[Any]]
+) -> tuple[RowChunk, list[Example], list[Any]]:
+    try:
+        return chunk, examples, tokens.result()
+    except TypeError as error:  # the tokenizer's word for a text that is no Unicode
+        for index, (text, _) in enumerate(examples):
+            if not _is_unicode(text):
+                raise DataError(
+                    f"{chunk.where(index)}: half of a surrogate pair, such as \\ud83d, stands alone. Write the text anew."
+                ) from error
+        raise
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _split_by_size(chunk: RowChunk, examples: list[Example]) -> Iterator[tuple[RowChunk, list[Example]]]:

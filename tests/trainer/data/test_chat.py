@@ -261,9 +261,29 @@ def test_tokenizer_without_template_is_told_what_to_set(tmp_path, bpe_with):
         prepare(tmp_path, bpe_with(None), [{"messages": chat("a?", "one")}])
 
 
+def test_content_in_parts_is_their_text(tmp_path, bpe):
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": " two"}]
+    rows = [{"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": parts}]}]
+    assert trained_texts(prepare(tmp_path, bpe, rows), bpe) == ["one two<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_turn_of_weight_0_is_read_and_not_trained(tmp_path, bpe_with, template):
+    tokenizer = bpe_with(template)
+    messages = chat("a?", "one", "b?", "two")
+    messages[1]["weight"] = 0
+    prepared = prepare(tmp_path, tokenizer, [{"messages": messages}])
+    assert trained_texts(prepared, tokenizer) == ["two<|im_end|>"]
+    assert "one" in tokenizer.decode(prepared.train[0]["input_ids"])
+
+
 @pytest.mark.parametrize(
     ("messages", "sentence"),
     [
+        (
+            [{"role": "user", "content": [{"type": "image"}]}],
+            r"messages\[0\]: content holds dict .* Only text is trained here",
+        ),
         ([], "'messages' is an empty list. Expected a list such as"),
         ("hello", "'messages' is str 'hello'. Expected a list"),
         ([{"content": "x"}], r"messages\[0\] has no role. Expected user, assistant"),

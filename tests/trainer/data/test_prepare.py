@@ -48,6 +48,12 @@ def test_format_is_chosen_in_the_documented_order_and_named_in_the_log(tmp_path,
     assert any(expected in sentence for sentence in said)
 
 
+def test_columns_that_pairs_leave_unread_are_named_in_the_log(tmp_path, bpe):
+    said = []
+    prepare(tmp_path, bpe, [{"instruction": "add", "input": "1 1", "output": "2"}], said=said)
+    assert "pairs of 'input' (masked) and 'output'; not read: 'instruction'." in said[0]
+
+
 @pytest.mark.parametrize(
     ("row", "config", "sentence"),
     [

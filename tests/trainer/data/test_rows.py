@@ -118,6 +118,15 @@ BROKEN = {
         '{"a": "b"}\n',
         "No format fits the columns 'a'. Name the text with dataset_text_field",
     ),
+    "messages.jsonl": (
+        '{"messages": "[]"}\n',
+        r"messages.jsonl line 1: 'messages' is str '\[\]'. Expected a list such as",
+    ),
+    "deep.jsonl": ("[" * 100_000, "deep.jsonl: nested too deep to be read"),
+    "surrogate.jsonl": (
+        GOOD + '{"input": "a", "output": "\\ud83d"}\n',
+        "surrogate.jsonl line 2: half of a surrogate pair",
+    ),
     "bytes.parquet": ("no parquet at all", "bytes.parquet is no whole Parquet file"),
     "bytes.arrow": ("no arrow at all", "bytes.arrow is no whole Arrow file"),
 }
