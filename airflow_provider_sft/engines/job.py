@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_provider_sft.engines.failure_policy import pod_failure_policy
+from airflow_provider_sft.engines.failure_policy import PERMANENT_CODES, pod_failure_policy
 from airflow_provider_sft.engines.plan import MASTER_PORT, Engine, JobPlan, Manifest
 
 _CONTAINER = "base"
@@ -53,5 +53,6 @@ JOB = Engine(
     container=_CONTAINER,
     source="Kubernetes itself",
     build=build_job,
+    ends_at=PERMANENT_CODES,
     select_pods=lambda job: f"batch.kubernetes.io/controller-uid={job['metadata']['uid']}",
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from airflow_provider_sft.engines.failure_policy import jobset_failure_policy, pod_failure_policy
+from airflow_provider_sft.engines.failure_policy import (
+    PERMANENT_CODES,
+    jobset_failure_policy,
+    pod_failure_policy,
+)
 from airflow_provider_sft.engines.plan import MASTER_PORT, Engine, JobPlan, Manifest
 
 # Kubeflow's Trainer makes JobSets of the same names.
@@ -44,5 +48,6 @@ JOBSET = Engine(
     container=NODE,
     source="JobSet 0.10 or newer",
     build=build_jobset,
+    ends_at=PERMANENT_CODES,
     select_pods=lambda job: f"jobset.sigs.k8s.io/jobset-name={job['metadata']['name']}",
 )

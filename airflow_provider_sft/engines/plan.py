@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,7 @@ class Engine:
     :param container: how it calls the trainer's container
     :param source: who brings it to a cluster
     :param build: the job's manifests in the order of creation; the last one is the job
+    :param ends_at: the exit codes at which it ends the job by itself
     :param select_pods: from the job's manifest to the label selector of its pods
     """
 
@@ -96,6 +97,7 @@ class Engine:
     container: str
     source: str
     build: Callable[[JobPlan], list[Manifest]]
+    ends_at: Collection[int]
     select_pods: Callable[[Manifest], str]
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from airflow_provider_sft.engines.plan import Engine, JobPlan, Manifest
 
 _CONTAINER = "pytorch"  # the operator looks for this name
+_PERMANENT = range(1, 128)  # its ExitCode policy restarts on all others, 201 and 202 among them
 
 
 def build_pytorchjob(plan: JobPlan) -> list[Manifest]:
@@ -35,7 +36,6 @@ def build_pytorchjob(plan: JobPlan) -> list[Manifest]:
 def _replica(plan: JobPlan, count: int) -> Manifest:
     template = plan.pod_template(_CONTAINER)
     template["spec"].pop("restartPolicy", None)  # the replica's own decides
-    # ExitCode: 1-127 are permanent, 128-255 are not, as in our map.
     policy = "ExitCode" if plan.max_restarts else "Never"
     return {"replicas": count, "restartPolicy": policy, "template": template}
 
@@ -49,5 +49,6 @@ PYTORCHJOB = Engine(
     container=_CONTAINER,
     source="the Kubeflow training operator 1.9",
     build=build_pytorchjob,
+    ends_at=_PERMANENT,
     select_pods=lambda job: f"training.kubeflow.org/job-name={job['metadata']['name']}",
 )

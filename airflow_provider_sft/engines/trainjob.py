@@ -6,7 +6,7 @@ podTemplateOverrides, runtimePatches). What is used here is the same in all of t
 
 from __future__ import annotations
 
-from airflow_provider_sft.engines.failure_policy import jobset_failure_policy
+from airflow_provider_sft.engines.failure_policy import PERMANENT_CODES, jobset_failure_policy
 from airflow_provider_sft.engines.jobset import NODE, build_node_job
 from airflow_provider_sft.engines.plan import Engine, JobPlan, Manifest
 
@@ -54,5 +54,6 @@ TRAINJOB = Engine(
     container=NODE,
     source="Kubeflow Trainer 2.1 or newer",
     build=build_trainjob,
+    ends_at=PERMANENT_CODES,
     select_pods=lambda job: f"jobset.sigs.k8s.io/jobset-name={job['metadata']['name']}",
 )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_sft.engines.plan import Engine, JobPlan, Manifest, name_job, plan_job
 from airflow_provider_sft.engines.registry import AUTO
 from airflow_provider_sft.failures import LaunchFailure
+from airflow_provider_sft.job_run import JobRun
+from airflow_provider_sft.job_watch import Limits
 from airflow_provider_sft.operators.kubernetes import SFTTrainerOperator
 from airflow_provider_sft.pod_outcome import to_plain
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 _DAY_S = 24 * 3600
 
 
-class SFTJobOperator(SFTTrainerOperator):
+class SFTJobOperator(JobRun, SFTTrainerOperator):
     """Tunes a language model as a job that an engine of the cluster runs.
 
     Every parameter of :class:`SFTTrainerOperator` is there and means the same, for each node; these are new:
@@ -68,6 +70,15 @@ class SFTJobOperator(SFTTrainerOperator):
             return int(self.num_nodes)
         except ValueError:
             raise LaunchFailure(f"num_nodes is {self.num_nodes!r}. Give a whole number.") from None
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            queue_s=self.queue_timeout_seconds,
+            startup_s=self.startup_timeout_seconds,
+            run_s=self.run_timeout_seconds,
+            workload_s=self.workload_timeout_seconds,
+        )
 
     def build_pod_request_obj(self, context: Context | None = None, **options: Any) -> k8s.V1Pod:
         """The pod of each node, under the job's name."""

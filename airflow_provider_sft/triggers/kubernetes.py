@@ -141,11 +141,13 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
                 raise ApiAwayError(f"The Kubernetes API refuses the credentials: {describe_api_error(error)}")
         await asyncio.sleep(pause_s)
 
-    async def _read_events(self) -> list[dict[str, Any]]:
+    async def _read_events(self, pod_name: str = "") -> list[dict[str, Any]]:
         if not self._events_allowed:
             return []
         try:
-            events = await self.hook.get_pod_events(name=self.pod_name, namespace=self.pod_namespace)
+            events = await self.hook.get_pod_events(
+                name=pod_name or self.pod_name, namespace=self.pod_namespace
+            )
         except Exception as error:  # noqa: BLE001  # events explain; nothing depends on them
             self._events_allowed = api_status(error) != _FORBIDDEN
             self.log.warning("The pod's events cannot be read: %s", describe_api_error(error))

@@ -1,0 +1,187 @@
+"""One training as one job, across workers, triggerers and tries: found again, followed, concluded."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
+from kubernetes.client import models as k8s
+
+from airflow_provider_sft import failures
+from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.engines.plan import Engine, Manifest
+from airflow_provider_sft.engines.registry import choose_engine, find_engine
+from airflow_provider_sft.failures import InterruptedFailure, TrainingFailure, TransientFailure
+from airflow_provider_sft.job_api import JobApi, ServedEngines
+from airflow_provider_sft.job_claim import JobClaim
+from airflow_provider_sft.job_watch import Limits
+from airflow_provider_sft.metrics import task_tags
+from airflow_provider_sft.pod_run import PodRun
+from airflow_provider_sft.progress_report import ProgressReport, store_progress
+from airflow_provider_sft.result_report import announce_result, announcing
+from airflow_provider_sft.triggers.job import SFTJobTrigger
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.triggers.base import BaseTrigger
+
+# A watcher that held out this long did its work; only quick failures in a row count.
+_QUICK_S = 60.0
+_MAX_QUICK_FAILURES = 10
+
+
+class JobRun(PodRun):
+    """What of :class:`PodRun` is another thing where an engine makes the pods. `self.pod` is the job's identity."""
+
+    engine: str
+    log_all_nodes: bool
+    _engine: Engine
+    _event: dict[str, Any]
+    _context: Context
+
+    @property
+    def nodes_wanted(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def limits(self) -> Limits:
+        raise NotImplementedError
+
+    def build_manifests(self, engine: Engine, pod: k8s.V1Pod) -> list[Manifest]:
+        raise NotImplementedError
+
+    def tune(self, context: Context) -> Result | None:
+        """Find or create the job, then follow it: here, or in the triggerer."""
+        pod = self.build_pod_request_obj(context)
+        self._engine = choose_engine(self.engine, num_nodes=self.nodes_wanted, served=ServedEngines(self))
+        manifests = self.build_manifests(self._engine, pod)
+        claim = JobClaim(self, self._engine, context, pod.metadata.namespace)
+        job = claim.find(manifests[-1]) or claim.create(manifests, pod)
+        self._take_identity(job["metadata"])
+        told = {"job_name": job["metadata"]["name"], "job_namespace": job["metadata"]["namespace"]}
+        for key, value in {**told, "job_engine": self._engine.name}.items():
+            context["ti"].xcom_push(key=key, value=value)
+        self._refuse_if_killed()
+        return self._follow_job(context)
+
+    def defer(self, *, trigger: BaseTrigger, **options: Any) -> None:  # type: ignore[override]  # it may stay here
+        """The parent knows how to make a trigger; ours takes its arguments. A worker that does not defer runs it."""
+        _, arguments = trigger.serialize()
+        arguments["base_container_name"] = self._engine.container
+        watcher = SFTJobTrigger(
+            **arguments,
+            pod_uid=self._identity.uid,
+            engine=self._engine.name,
+            limits=asdict(self.limits),
+            log_all_nodes=self.log_all_nodes,
+        )
+        if self.deferrable:
+            super(PodRun, self).defer(trigger=watcher, **options)
+        store = self._context.get("task_state_store")
+        container = self._engine.container
+        report = ProgressReport(
+            self.log, store, lambda line: self._form_line(container, line), task_tags(self._context)
+        )
+        watcher.report_to(report, self._form_line)
+        self._event = asyncio.run(_first_event(watcher))
+        report.store()
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Result | None:
+        """Back from the triggerer: `SFTJobTrigger` tells what it saw."""
+        with announcing(self, context):
+            self._engine = find_engine(event["engine"])
+            self._take_identity(event)
+            return self._conclude_job(context, event)
+
+    def on_kill(self) -> None:
+        """The nodes get SIGTERM and their grace period to save; this task is no success, whatever comes of it."""
+        self._killed = True
+        if self.pod and self.on_kill_action.value != "keep_pod":
+            self._delete_job()
+
+    def _follow_job(self, context: Context) -> Result | None:
+        self._context = context
+        self.trigger_kwargs = {**(self.trigger_kwargs or {}), "engine": self._engine.name}
+        self.invoke_defer_method(context=context)
+        return self._conclude_job(context, self._event)
+
+    def _form_line(self, container: str, line: str) -> str:
+        if self.log_formatter or container != self._engine.container:
+            return super()._form_line(container, line)
+        return line
+
+    def _take_identity(self, told: dict[str, Any]) -> None:
+        identity = {key: told[key] for key in ("name", "namespace", "uid")}
+        self.pod = k8s.V1Pod(metadata=k8s.V1ObjectMeta(**identity))
+
+    def _conclude_job(self, context: Context, event: dict[str, Any]) -> Result | None:
+        self._refuse_if_killed()
+        self._progress = event.get("progress")
+        store_progress(context.get("task_state_store"), self._progress)
+        if event["status"] == "timeout":
+            self._give_up(InterruptedFailure(f"execution_timeout of {self.execution_timeout} was reached."))
+        if event["status"] == "error":
+            return self._follow_again(context, event)
+        if event["status"] == "gone":
+            raise InterruptedFailure(
+                f"{self._engine.kind} {self._identity.name} is gone: somebody deleted it. The retry resumes from the "
+                "newest checkpoint."
+            )
+        self._tidy_job(event)
+        if event["exit_code"] is not None and event["exit_code"] in self.skip_on_exit_code:
+            raise AirflowSkipException(f"Exit code {event['exit_code']}: skipped, as skip_on_exit_code says.")
+        if event["failure"]:
+            raise vars(failures)[event["failure"]](event["message"], result=event["result"])
+        return self._announce(context, event["result"])
+
+    def _announce(self, context: Context, result: Result | None) -> Result | None:
+        if result is None:
+            self.log.warning(
+                "The job succeeded, but its pods are not to be seen here, so there is no result to show. It stands in "
+                "output_dir/result.json."
+            )
+            return None
+        announce_result(self, context, result)
+        self.do_xcom_push = self.push_result  # from here on it means what Airflow's runner means
+        return result
+
+    def _follow_again(self, context: Context, event: dict[str, Any]) -> Result | None:
+        """Where the API server was away: with new credentials."""
+        quick = event.get("_redefer_count", 0) + 1 if event.get("watched_s", 0.0) < _QUICK_S else 0
+        if quick > _MAX_QUICK_FAILURES:
+            raise TransientFailure(f"The job cannot be watched: {event['message']} The retry finds it again.")
+        self.log.warning("The watch on the job was lost; it is taken up again: %s", event["message"])
+        self._refresh_cached_properties()
+        self.trigger_kwargs = {**(self.trigger_kwargs or {}), "_redefer_count": quick}
+        return self._follow_job(context)
+
+    def _tidy_job(self, event: dict[str, Any]) -> None:
+        """A job that is not finished would take its GPUs again; of a finished one `on_finish_action` decides."""
+        action = self.on_finish_action.value
+        unwanted = action == "delete_pod" or (action == "delete_succeeded_pod" and not event["failure"])
+        if unwanted or not event["finished"]:
+            self._delete_job()
+            return
+        try:
+            self._job_api.label(self._identity.name, {self.POD_CHECKED_KEY: "True"})
+        except Exception as error:  # noqa: BLE001  # a retry may look at it once more
+            self.log.warning("The job cannot be labelled: %s", failures.clean_text(str(error)))
+
+    def _give_up(self, failure: TrainingFailure) -> None:
+        self._delete_job()
+        raise failure
+
+    @property
+    def _job_api(self) -> JobApi:
+        return JobApi(self, self._engine, self._identity.namespace)
+
+    def _delete_job(self) -> None:
+        self._job_api.delete(self._identity.name, self._identity.uid)
+
+
+async def _first_event(trigger: SFTJobTrigger) -> dict[str, Any]:
+    event = await anext(trigger.run())
+    payload: dict[str, Any] = event.payload
+    return payload
