@@ -30,7 +30,7 @@ FORM_KEYS = (
     "learning_rate",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
-    "max_seq_length",
+    "max_length",
     "gradient_checkpointing",
     "packing",
     "save_total_limit",
@@ -81,8 +81,6 @@ def _make_field(key: str, default: Any) -> Param:
     schema = config_keys()[key]
     start = schema.get("default") if default is None else default
     form = _choices(schema) if "enum" in schema else {"type": [*_kinds(schema), "null"]}
-    if schema.get("type") == "boolean":
-        form = {"type": "boolean"}
     return Param(
         start,
         title=key,

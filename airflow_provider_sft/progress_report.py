@@ -15,6 +15,8 @@ from airflow_provider_sft.metrics import Tags, emit_progress
 _STORE_INTERVAL_S = 10.0  # one write is a round trip to the API server
 _STORE_KEY = "progress"
 _LEVEL = re.compile(r"^\s*\[?(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b", re.IGNORECASE)
+# Before what the trainer says: Airflow's log has time and level of its own.
+_TRAINERS_PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ([A-Z]+) trainer[\w.]*: ")
 
 
 class ProgressReport:
@@ -43,7 +45,7 @@ class ProgressReport:
         if progress := decode_progress(line):
             self._take_progress(progress)
         elif text := clean_text(line).rstrip():
-            self._log.log(_level_of(text), "%s", self._form(text))
+            self._log.log(_level_of(text), "%s", self._form(_TRAINERS_PREFIX.sub("", text)))
 
     def _take_progress(self, progress: Progress) -> None:
         if self.last and _position(progress) <= _position(self.last):
@@ -75,6 +77,6 @@ def _position(progress: Progress) -> tuple[int, int, bool]:
 
 
 def _level_of(text: str) -> int:
-    match = _LEVEL.match(text)
+    match = _TRAINERS_PREFIX.match(text) or _LEVEL.match(text)
     levels: Mapping[str, int] = logging.getLevelNamesMapping()
-    return levels[match.group(1).upper()] if match else logging.INFO
+    return levels.get(match.group(1).upper(), logging.INFO) if match else logging.INFO

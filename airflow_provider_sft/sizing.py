@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_sft.contract.estimate import Amount, Estimate, estimate_run
+from airflow_provider_sft.contract.estimate import Amount, Estimate, describe_bytes, estimate_run
 from airflow_provider_sft.contract.settings import resolve_config
 
 _GIB = 2**30
@@ -56,17 +56,30 @@ def choose_sizes(
         },
         reasons={
             "cpu": f"{_CPUS_PER_GPU} a GPU",
-            "memory": f"at least {estimate.host} by {estimate.model.source}",
+            "memory": f"at least {estimate.host} by {estimate.model.source}; {_beside(estimate, gpus)}",
             "ephemeral-storage": storage_reason,
         },
     )
 
 
 def _memory(estimate: Estimate, gpus: int) -> Amount:
-    """The least, and what it leaves out: rows on a CPU; on the way to one GPU, weights in bfloat16."""
-    on_the_way = estimate.model.parameters * _BF16_BYTES if gpus == 1 else 0
-    rows = 0 if gpus else estimate.activations.size_bytes
-    return Amount(estimate.host.size_bytes + on_the_way + rows + _PREPARATION_BYTES, estimate.host.why)
+    beside = sum(_left_out(estimate, gpus).values())
+    return Amount(estimate.host.size_bytes + beside, estimate.host.why)
+
+
+def _left_out(estimate: Estimate, gpus: int) -> dict[str, int]:
+    """What the least leaves out: rows on a CPU; on the way to one GPU, weights in bfloat16."""
+    sizes = {
+        "weights on their way to the GPU": estimate.model.parameters * _BF16_BYTES if gpus == 1 else 0,
+        "rows while they are trained": 0 if gpus else estimate.activations.size_bytes,
+        "rows while they are prepared": _PREPARATION_BYTES,
+    }
+    return {name: size_bytes for name, size_bytes in sizes.items() if size_bytes}
+
+
+def _beside(estimate: Estimate, gpus: int) -> str:
+    parts = [f"{name} {describe_bytes(size)}" for name, size in _left_out(estimate, gpus).items()]
+    return f"{', '.join(parts)}; and half as much again"
 
 
 def _seed_sizes(config: Mapping[str, Any]) -> Sizes:

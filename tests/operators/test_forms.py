@@ -42,7 +42,7 @@ def test_form_values_are_data():
 
 def test_form_has_sections_switches_and_choices():
     form = make_form()
-    assert form["gradient_checkpointing"].schema["type"] == "boolean"
+    assert form["gradient_checkpointing"].schema["type"] == ["boolean", "null"]
     assert form["peft_method"].schema["enum"] == config_keys()["peft_method"]["enum"]
     assert form["learning_rate"].schema["section"] == "Optimiser"
     assert form["more"].schema["type"] == ["object", "null"]

@@ -46,3 +46,9 @@ def test_ephemeral_storage_is_not_misled_by_a_similar_path():
 def test_memory_on_one_gpu_holds_the_weights_on_their_way():
     request = choose(gpus=1).figures["memory"].partition("Gi")[0]
     assert int(request) >= 13e9 * 2 / 2**30
+
+
+def test_reason_of_the_memory_adds_up_to_the_figure():
+    reason = choose(gpus=1).reasons["memory"]
+    assert "weights on their way to the GPU 24.2 GiB, rows while they are prepared 2.0 GiB" in reason
+    assert reason.endswith("and half as much again")
