@@ -118,6 +118,8 @@ class _MLflow(MLflowCallback):
 def _connect(name: str, settings: Settings) -> TrainerCallback:
     if name == "mlflow":
         return _MLflow()
+    if name == "clearml":
+        _report_from_threads()
     if name != "aim":
         return INTEGRATION_TO_CALLBACK[name]()
     from aim.hugging_face import AimCallback
@@ -125,6 +127,15 @@ def _connect(name: str, settings: Settings) -> TrainerCallback:
     experiment = settings.values.get("aim_experiment") or settings.values.get("experiment")
     # Aim reads the terminal by replacing sys.stdout, which is how progress reaches Airflow.
     return AimCallback(repo=aim_repo(settings.values), experiment=experiment, capture_terminal_logs=False)
+
+
+def _report_from_threads() -> None:
+    """ClearML would fork a reporter from this process, whose many threads may hold locks just then: such a child never
+    reports, and `Task.close` waits for it without a limit.
+    """
+    from clearml import Task
+
+    Task._report_subprocess_enabled = False  # noqa: SLF001  # clearml.conf alone could say so, and it is the user's
 
 
 def _name_mlflow_run(_callback: Any, _metadata: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -272,16 +274,29 @@ def test_a_directory_serves_mlflow_as_well(tmp_path, monkeypatch):
     )
 
 
+def forks_of(process: psutil.Process) -> list[psutil.Process]:
+    forks = []
+    for child in process.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            forks += [child] if child.cmdline() == process.cmdline() else []
+    return forks
+
+
 @needs("clearml")
-def test_a_tracker_does_not_take_the_signals_that_tell_a_run_to_save(tmp_path, monkeypatch):
+def test_clearml_offline_gets_the_loss_and_takes_neither_signals_nor_a_fork(tmp_path, monkeypatch):
     monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")
     monkeypatch.setenv("CLEARML_CACHE_DIR", str(tmp_path / "clearml"))
     before = signal.getsignal(signal.SIGTERM)
     bench = Bench(tmp_path, monkeypatch, trackers=["clearml"])
     bench.fire("on_train_begin")
     assert signal.getsignal(signal.SIGTERM) is before
+    # A reporter that is forked from a process with threads may never report, and would be waited for.
+    assert forks_of(psutil.Process()) == []
+    bench.log(1)
     bench.fire("on_train_end")
     assert bench.notices == []
+    [metrics] = (tmp_path / "clearml").rglob("metrics.jsonl")
+    assert '"variant": "loss"' in metrics.read_text()
 
 
 @needs("aim")
