@@ -44,7 +44,7 @@ def test_tables_of_the_pod_operator_are_its_signature():
 
 
 def test_table_of_the_local_operator_is_its_signature():
-    shared = {"templated_config_keys", "extra_config_keys", "artifacts_url"}
+    shared = {"templated_config_keys", "extra_config_keys", "allow_remote_code", "artifacts_url"}
     table, own = told(LOCAL), signature(LocalSFTTrainerOperator)
     assert table.keys() == own.keys()
     assert {name: table[name] for name in table if name not in shared} == {
