@@ -32,7 +32,7 @@ def test_module_without_airflow_or_torch_imports_neither(module):
 
 
 def test_package_itself_is_stdlib_only():
-    third_party = ("jsonschema", "yaml", "jinja2", "airflow_provider_sft.contract")
+    third_party = ("yaml", "jinja2", "airflow_provider_sft.contract")
     assert find_imported("import airflow_provider_sft", *third_party) == ""
 
 
