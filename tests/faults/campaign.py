@@ -70,16 +70,24 @@ class Campaign:
 
     def _wait_for_a_point(self, run: Any, out: Path) -> str:
         """A random moment of the start, or a random moment of a random step that is still to come."""
+        started = time.time()
         if self.rng.random() < 0.25:
             delay_s = self.rng.uniform(0, _START_UP_S)
             time.sleep(delay_s)
             return f"{delay_s:.2f} s"
-        last = self.config["max_steps"]
-        target = self.rng.randint(min(step_reached(out) + 1, last), last)
-        while run.process.poll() is None and step_reached(out) < target:
+        last, before = self.config["max_steps"], step_reached(out)
+        target = self.rng.randint(min(before + 1, last), last)
+        while run.process.poll() is None and _step_since(started, out) < target:
             time.sleep(_POLL_S)
         time.sleep(self.rng.uniform(0, 0.1))
         return f"step {target}"
+
+
+def _step_since(started: float, out: Path) -> int:
+    """What the attempt before reached is still to be read until this one has logged a step."""
+    with contextlib.suppress(FileNotFoundError):
+        return step_reached(out) if (out / "progress.json").stat().st_mtime > started else 0
+    return 0
 
 
 def kill_all(run: Any, _rng: random.Random) -> str:

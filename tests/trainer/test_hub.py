@@ -1,0 +1,55 @@
+"""T7: a model on the Hub that cannot be had: a real HTTP server on loopback refuses, or there is none."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+
+@pytest.fixture
+def hub():
+    """A Hub that answers every request with one status and the Hub's own error code."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(self.server.status)
+            for name, value in self.server.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_args):
+            """pytest's output is no place for requests."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    server.status, server.headers = 404, {}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "error_code", "code", "sentence"),
+    [
+        (403, "GatedRepo", 77, "Access to 'org/model' is denied by the Hub"),
+        (404, "RepoNotFound", 66, "'org/model' is neither a directory nor on the Hub."),
+    ],
+)
+def test_model_that_the_hub_does_not_give_has_its_exit_code(
+    run_trainer, lora_config, tmp_path, hub, status, error_code, code, sentence
+):
+    hub.status, hub.headers = status, {"X-Error-Code": error_code}
+    env = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "hf")}
+    run = run_trainer(
+        {**lora_config, "model_name_or_path": "org/model"}, code=code, HF_HUB_OFFLINE="0", **env
+    )
+    assert run.result["reason"].startswith(sentence)
+
+
+def test_model_of_the_hub_without_a_network_is_200(run_trainer, lora_config, tmp_path):
+    config = {**lora_config, "model_name_or_path": "org/model"}
+    run = run_trainer(config, code=200, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
+    assert run.result["reason"] == "'org/model' is no local directory and the Hub cannot be reached."
