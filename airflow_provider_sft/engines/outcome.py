@@ -45,9 +45,11 @@ def failure_of_job(
     if state.stage is Stage.SUCCEEDED:
         pod = first_node(job, pods)
         return failure_of_pod(pod, container=container, progress=progress) if pod else None
+    if is_stopped(workload):
+        return PermanentFailure(f"{state.reason}. Ask who runs the queue before you run the task again.")
     found = _deciding_failure(pods, container, progress)
     if found is None:
-        return _failure_in_words(state, job, workload)
+        return _failure_in_words(state, job)
     pod, failure = found
     name = f"Node {rank_of(pod)}: " if read_job(job).num_nodes > 1 else ""
     said = read_job(job).failed
@@ -82,13 +84,9 @@ def _deciding_failure(
     return min(found, key=order, default=None)
 
 
-def _failure_in_words(state: JobState, job: Manifest, workload: Manifest | None) -> TrainingFailure:
+def _failure_in_words(state: JobState, job: Manifest) -> TrainingFailure:
     """Where no pod is left to tell."""
     said = f"The {job['kind']} failed: {state.reason}."
-    if is_stopped(workload):
-        return PermanentFailure(
-            f"{state.reason}. Ask who runs the queue, or ask for less; then run the task again."
-        )
     if match := _EXIT_CODE.search(state.reason):
         failure = failure_of_exit(int(match.group(1)), None)
         return type(failure)(f"{failure} {said}") if failure else TransientFailure(said)

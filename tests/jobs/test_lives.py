@@ -7,19 +7,21 @@ from tests.jobs.desk import ENGINES
 from tests.kube import faults
 from tests.operators.cluster import CONFIG, MODES, tune
 
+NEVER = 1e9
 TWO_QUEUED = {"num_nodes": 2, "queue_name": "lq"}
 
 
 @MODES
 @ENGINES
 def test_job_admitted_after_a_wait_gives_its_result(desk, engine, deferrable):
-    with Controllers(desk.kube, engine, kueue=Kueue(admit_after_s=1)) as cluster:
+    with Controllers(desk.kube, engine, kueue=Kueue(admit_after_s=NEVER)) as cluster:
         run = desk.stand_in(deferrable=deferrable, engine=engine, **TWO_QUEUED, stand_in_steps=100)
+        run.wait_for_log("is queued: Pending: couldn't assign flavors: insufficient unused quota")
+        cluster.kueue.admit_after_s = 0
         outcome, task = tune(run)
         assert task.state == "success", outcome.log
         assert task.xcoms["return_value"]["model_path"] == "/data/output/final"
         assert task.xcoms["job_engine"] == engine
-        assert "is queued: Pending: couldn't assign flavors: insufficient unused quota" in outcome.log
         assert "is running: 2 of 2 nodes run" in outcome.log
         assert [outcome.log.count(f"step {step}/100 ") for step in range(1, 101)] == [1] * 100
         assert len(desk.kube.created_pods) == 2
@@ -95,7 +97,7 @@ def test_job_restarts_as_often_as_it_may_and_then_airflow_retries(desk, engine):
 
 @MODES
 def test_quota_that_never_comes_fails_with_kueues_words(desk, deferrable):
-    with Controllers(desk.kube, "jobset", kueue=Kueue(admit_after_s=1e9)) as cluster:
+    with Controllers(desk.kube, "jobset", kueue=Kueue(admit_after_s=NEVER)) as cluster:
         run = desk.stand_in(deferrable=deferrable, engine="jobset", **TWO_QUEUED, queue_timeout_seconds=2)
         outcome, task = tune(run)
         assert task.state == "failed", outcome.log
