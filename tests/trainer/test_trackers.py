@@ -220,6 +220,15 @@ def test_a_server_that_cannot_be_reached_is_a_sentence_in_the_result(run_trainer
     assert sentence in run.stderr
 
 
+@pytest.fixture(autouse=True)
+def no_active_run_is_left(monkeypatch):
+    """MLflow ends an active run when Python exits, in a store of its own where ours is forgotten by then."""
+    yield
+    if (mlflow := sys.modules.get("mlflow")) is not None:
+        with contextlib.suppress(Exception):
+            mlflow.end_run()
+
+
 class Bench:
     """Trackers driven by hand."""
 
