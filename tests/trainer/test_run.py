@@ -85,6 +85,10 @@ def test_completion_mark_stands_beside_everything_that_was_asked_for(lora):
         assert (lora.out / name).exists(), name
 
 
+def test_prepared_rows_are_gone_once_the_run_has_succeeded(lora):
+    assert not (lora.out / ".sft.prepared").exists()
+
+
 def test_training_logs_have_the_peers_form(lora):
     entries = [json.loads(line) for line in (lora.out / "training_logs.jsonl").read_text().splitlines()]
     assert {entry["name"] for entry in entries} == {"training_loss", "validation_loss"}
@@ -209,10 +213,12 @@ def test_chat_trains_the_assistants_words(run_trainer, lora_config, tmp_path):
     config = {
         **lora_config,
         "training_data_path": str(tiny.write_chats(tmp_path / "chats.jsonl")),
+        "prepared_data_dir": str(tmp_path / "kept"),
         "max_steps": 4,
     }
     del config["dataset_text_field"], config["response_template"]
     run_trainer(config)
+    assert list((tmp_path / "kept").glob("*/000.train.arrow")), "rows for other runs are kept"
     samples = json.loads((tmp_path / "out" / ".sft.statistics.json").read_text())["samples"]
     trained = ["".join(text for text, is_trained in segments if is_trained) for segments in samples]
     assert all(text.startswith("it is ") for text in trained)
