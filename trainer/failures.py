@@ -104,12 +104,28 @@ def _from_files(error: BaseException) -> SFTError | None:
 def _from_hub(error: BaseException, model: str) -> SFTError | None:
     name = type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if Path(model).is_dir():
+        return _from_hub_beside_a_local_model(error, status)
     if name in _HUB_DENIED or status in (401, 403):
         return AccessDeniedError(f"Access to {model!r} is denied by the Hub: {_one_line(error)}")
     if name in _HUB_MISSING:
         return NotFoundError(f"{model!r} is neither a directory nor on the Hub.")
     if name in _HUB_OFFLINE:
         return TransientError(f"{model!r} is no local directory and the Hub cannot be reached.")
+    return None
+
+
+def _from_hub_beside_a_local_model(error: BaseException, status: int | None) -> SFTError | None:
+    """Something other than the model was asked of the Hub: to push there, a data set, a tokenizer."""
+    name, text = type(error).__name__, _one_line(error)
+    if name in _HUB_DENIED or status in (401, 403):
+        return AccessDeniedError(f"The Hub denies what the config asks of it: {text}")
+    if name in _HUB_MISSING:
+        return NotFoundError(f"The Hub has not what the config asks of it: {text}")
+    if name in _HUB_OFFLINE:
+        return TransientError(
+            f"The Hub cannot be reached, and the config asks something of it, such as push_to_hub: {text}"
+        )
     return None
 
 
