@@ -25,8 +25,9 @@ from trainer.tracker_settings import chosen_trackers, tracker_environment
 from trainer.trackers import build_trackers
 
 
-def needs(module: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
+def needs(module: str, how: str = "make install") -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(module) is None
+    return pytest.mark.skipif(missing, reason=f"{module} is not installed: {how}")
 
 
 BASE = {
@@ -308,7 +309,10 @@ def test_clearml_offline_gets_the_loss_and_takes_neither_signals_nor_a_fork(tmp_
     assert '"variant": "loss"' in metrics.read_text()
 
 
-@needs("aim")
+@needs(
+    "aim",
+    "it needs filelock<4, the rest filelock 4. In a copy of .venv: pip install aim 'filelock<4'; run this test",
+)
 def test_aim_repository_holds_the_run(tmp_path, monkeypatch):
     import aim
 
