@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError, InternalError, NotFoundError
 from trainer.answers import Question, build_question, score
@@ -75,9 +75,7 @@ def answer_all(questions: Sequence[Question], options: argparse.Namespace) -> li
 
 
 def parse_options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate", exit_on_error=False, allow_abbrev=False
-    )
+    parser = _Parser(prog="python -m trainer.evaluate", allow_abbrev=False)
     parser.add_argument("--model", required=True, help="directory or Hub id of the model")
     parser.add_argument("--adapter", help="directory of a LoRA adapter for it")
     parser.add_argument("--data", required=True, help="rows the model was never trained on")
@@ -88,13 +86,17 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="rows at a time (default 16)")
     parser.add_argument("--limit", type=int, help="only so many rows")
     parser.add_argument("--samples", type=int, default=3, help="answers to show (default 3)")
-    try:
-        options, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{error}. See python -m trainer.evaluate --help.") from error
+    options, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ConfigError(f"Unknown argument {unknown[0]!r}. See python -m trainer.evaluate --help.")
+        parser.error(f"Unknown argument {unknown[0]!r}")
     return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse would exit with 2, which says nothing of a config."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. See {self.prog} --help.")
 
 
 def _last_text(prompt: str | list[dict[str, Any]]) -> str:
