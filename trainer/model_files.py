@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, NotFoundError
 from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
+from airflow_provider_sft.contract.wording import show
 from trainer.data.roots import check_allowed
 from trainer.files import read_json
 
@@ -18,7 +19,7 @@ def check_model(values: Mapping[str, Any], environ: Mapping[str, str]) -> None:
 
     :raises NotFoundError: no such directory, or no weights in safetensors in it
     :raises AccessDeniedError: not readable, or outside SFT_ALLOWED_ROOTS
-    :raises ConfigError: it brings code of its own and trust_remote_code is not set
+    :raises ConfigError: it brings code of its own and trust_remote_code is not set, or it is not as auto_gptq has it
     """
     for key in ("model_name_or_path", "tokenizer_name_or_path"):
         if (name := values.get(key)) and is_local(name):
@@ -26,6 +27,7 @@ def check_model(values: Mapping[str, Any], environ: Mapping[str, str]) -> None:
     if is_local(name := str(values["model_name_or_path"])):
         _check_weights(Path(name))
         _check_code(Path(name), trusted=bool(values.get("trust_remote_code")))
+        _check_quantisation(values, Path(name))
 
 
 def is_local(name_or_path: str) -> bool:
@@ -63,4 +65,14 @@ def _check_code(directory: Path, *, trusted: bool) -> None:
             f"The model in {str(directory)!r} brings Python code of its own (auto_map in config.json). "
             f'If you trust it, set "trust_remote_code": true in the config and allow_remote_code=True on the operator '
             f"({ALLOW_REMOTE_CODE_ENV_VAR}=true in the trainer's environment)."
+        )
+
+
+def _check_quantisation(values: Mapping[str, Any], directory: Path) -> None:
+    """GPTQ is the base's own; nothing here would quantise another."""
+    stored = (read_json(directory / "config.json") or {}).get("quantization_config") or {}
+    if values.get("auto_gptq") and stored.get("quant_method") != "gptq":
+        raise ConfigError(
+            f"Config key 'auto_gptq' is {show(values['auto_gptq'])} but the model in {str(directory)!r} is not quantised "
+            f"with GPTQ. Name one that is, or drop the key."
         )

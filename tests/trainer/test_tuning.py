@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.settings import resolve_config
+from trainer.model_files import check_model
 from trainer.tuning import build_quantization
 
 BASE = {"model_name_or_path": "org/model", "training_data_path": "/d.jsonl", "output_dir": "/o"}
@@ -27,3 +31,18 @@ def test_qlora_without_a_gpu_is_refused():
     settings = resolve_config({**BASE, "peft_method": "lora", "bnb_qlora": ["nf4", True]})
     with pytest.raises(ConfigError, match="Config key 'bnb_qlora' is .*, which needs a GPU. Request one"):
         build_quantization(settings)
+
+
+@pytest.mark.parametrize(("stored", "fits"), [({"quant_method": "gptq"}, True), (None, False)])
+def test_auto_gptq_needs_a_base_that_is_quantised_with_it(tiny_model_dir, tmp_path, stored, fits):
+    shutil.copytree(tiny_model_dir, tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
+    values = {"model_name_or_path": str(tmp_path / "base"), "auto_gptq": ["triton_v2"]}
+    if fits:
+        check_model(values, {})
+        return
+    with pytest.raises(
+        ConfigError, match="'auto_gptq' is .* but the model in .* is not quantised with GPTQ. Name one"
+    ):
+        check_model(values, {})
