@@ -31,7 +31,13 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "triggers": [
-            {"integration-name": "SFT", "python-modules": ["airflow_provider_sft.triggers.kubernetes"]}
+            {
+                "integration-name": "SFT",
+                "python-modules": [
+                    "airflow_provider_sft.triggers.job",
+                    "airflow_provider_sft.triggers.kubernetes",
+                ],
+            }
         ],
         "extra-links": [
             "airflow_provider_sft.links.ReportLink",

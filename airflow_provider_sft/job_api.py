@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from airflow_provider_sft.api_patience import Patience, api_status, describe_api_error
-from airflow_provider_sft.engines.plan import Engine, Manifest
+from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.registry import ENGINES
 from airflow_provider_sft.pod_access import PodAccess
 from airflow_provider_sft.pod_outcome import Pod, to_plain
@@ -82,6 +82,15 @@ class JobApi:
             client.patch_namespaced_service(name, namespace, body)
         else:
             self._custom.patch_namespaced_custom_object(*self._place(owned), name, body)
+
+    def delete_owned(self, manifest: Manifest) -> None:
+        name, client, namespace = manifest["metadata"]["name"], self._operator.client, self._namespace
+        if manifest["kind"] == "ConfigMap":
+            client.delete_namespaced_config_map(name, namespace)
+        elif manifest["kind"] == "Service":
+            client.delete_namespaced_service(name, namespace)
+        else:
+            self._custom.delete_namespaced_custom_object(*self._place(manifest), name)
 
     def read(self, name: str) -> Manifest | None:
         try:

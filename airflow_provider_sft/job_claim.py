@@ -10,8 +10,8 @@ from kubernetes.client import models as k8s
 
 from airflow_provider_sft.api_patience import api_status, describe_api_error
 from airflow_provider_sft.config_map import config_map_name, create_config_map
+from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.outcome import failure_of_job
-from airflow_provider_sft.engines.plan import Engine, Manifest
 from airflow_provider_sft.engines.reading import read_job
 from airflow_provider_sft.engines.state import Stage, classify
 from airflow_provider_sft.failures import LaunchFailure, PermanentFailure, TransientFailure
@@ -62,11 +62,14 @@ class JobClaim:
         if config_text:
             create_config_map(self._operator, pod, config_text)
         *before, request = manifests
+        config_map = {"kind": "ConfigMap", "metadata": {"name": config_map_name(pod.metadata.name)}}
+        needed = [*before, *([config_map] if config_text else [])]
         try:
             for manifest in before:
                 self._api.create(manifest)
             job = self._api.create(request)
         except Exception as error:  # noqa: BLE001  # of either kind, told apart by its status
+            self._take_back(needed)
             raise _refusal(error, self._engine) from None
         name = job["metadata"]["name"]
         if not _is_same_run(job, request):
@@ -76,8 +79,7 @@ class JobClaim:
         self._operator.log.info(
             "%s %s is created in namespace %s.", self._engine.kind, name, job["metadata"]["namespace"]
         )
-        config_map = {"kind": "ConfigMap", "metadata": {"name": config_map_name(pod.metadata.name)}}
-        for owned in [*before, *([config_map] if config_text else [])]:
+        for owned in needed:
             self._adopt(owned, job)
         return job
 
@@ -87,6 +89,15 @@ class JobClaim:
         except Exception as error:  # noqa: BLE001  # the job runs without
             name = f"{owned['kind']} {owned['metadata']['name']}"
             self._operator.log.warning("%s will outlive its job: %s", name, describe_api_error(error))
+
+    def _take_back(self, needed: Sequence[Manifest]) -> None:
+        """What was made for a job that is not to be."""
+        for manifest in needed:
+            try:
+                self._api.delete_owned(manifest)
+            except Exception as error:  # noqa: BLE001  # the refusal counts more
+                name = f"{manifest['kind']} {manifest['metadata']['name']}"
+                self._operator.log.warning("%s is left behind: %s", name, describe_api_error(error))
 
     def _own_jobs(self, request: Manifest) -> list[Manifest]:
         """The newest first."""

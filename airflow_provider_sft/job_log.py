@@ -36,6 +36,8 @@ class NodeLog:
             ended_before = has_ended()
             try:
                 await self._read()
+            except TimeoutError:  # nothing was said for a while
+                continue
             except Exception as error:  # noqa: BLE001  # a lost log is no lost training
                 if api_status(error) in (_NOT_FOUND, _FORBIDDEN):
                     return self._tell(error)

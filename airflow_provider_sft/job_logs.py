@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from airflow_provider_sft.engines.engine import Engine
 from airflow_provider_sft.engines.nodes import rank_of
-from airflow_provider_sft.engines.plan import Engine
 from airflow_provider_sft.job_feed import Wire
 from airflow_provider_sft.job_log import NodeLog
 from airflow_provider_sft.pod_outcome import Pod, container_state, has_ended
@@ -25,7 +25,7 @@ class JobLogs:
     :param places: by a pod's uid, how far an earlier watcher read
     """
 
-    def __init__(  # keyword-only
+    def __init__(
         self,
         engine: Engine,
         wire: Wire,

@@ -11,7 +11,7 @@ from kubernetes.client import models as k8s
 
 from airflow_provider_sft import failures
 from airflow_provider_sft.contract.outcome import Result
-from airflow_provider_sft.engines.plan import Engine, Manifest
+from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.registry import choose_engine, find_engine
 from airflow_provider_sft.failures import InterruptedFailure, TrainingFailure, TransientFailure
 from airflow_provider_sft.job_api import JobApi, ServedEngines
@@ -98,7 +98,7 @@ class JobRun(PodRun):
     def on_kill(self) -> None:
         """The nodes get SIGTERM and their grace period to save; this task is no success, whatever comes of it."""
         self._killed = True
-        if self.pod and self.on_kill_action.value != "keep_pod":
+        if self.pod and getattr(self, "on_kill_action", "") != "keep_pod":  # not in all provider versions
             self._delete_job()
 
     def _follow_job(self, context: Context) -> Result | None:

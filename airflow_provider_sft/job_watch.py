@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_sft.contract.progress import describe_duration
-from airflow_provider_sft.engines.plan import Engine, Manifest
+from airflow_provider_sft.engines.engine import Engine, Manifest
+from airflow_provider_sft.engines.kueue import queue_of
 from airflow_provider_sft.engines.state import JobState, Stage
-from airflow_provider_sft.engines.workload import queue_of
 from airflow_provider_sft.failures import (
     InterruptedFailure,
     LaunchFailure,

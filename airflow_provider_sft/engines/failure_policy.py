@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from airflow_provider_sft.contract.exit_codes import Action, ExitCode
-from airflow_provider_sft.engines.plan import Manifest
+from airflow_provider_sft.engines.engine import Manifest
 
 # The shell's and the runtime's own: cannot be executed, was not found, could not be started.
 _UNSTARTABLE = (126, 127, 128)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.failure_policy import PERMANENT_CODES, pod_failure_policy
-from airflow_provider_sft.engines.plan import MASTER_PORT, Engine, JobPlan, Manifest
+from airflow_provider_sft.engines.plan import MASTER_PORT, JobPlan
 
 _CONTAINER = "base"
 

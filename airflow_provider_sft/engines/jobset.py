@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.failure_policy import (
     PERMANENT_CODES,
     jobset_failure_policy,
     pod_failure_policy,
 )
-from airflow_provider_sft.engines.plan import MASTER_PORT, Engine, JobPlan, Manifest
+from airflow_provider_sft.engines.plan import MASTER_PORT, JobPlan
 
 # Kubeflow's Trainer makes JobSets of the same names.
 NODE = "node"

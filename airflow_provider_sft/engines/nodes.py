@@ -39,15 +39,6 @@ def runs(pod: Pod, container: str) -> bool:
     return not has_ended(pod, container) and "running" in container_state(pod, container)
 
 
-def is_leaving(pod: Pod) -> bool:
-    return "deletionTimestamp" in pod["metadata"]
-
-
-def exit_code(pod: Pod, container: str) -> int | None:
-    code: int | None = container_state(pod, container).get("terminated", {}).get("exitCode")
-    return code
-
-
 def describe_nodes(nodes: dict[int, Pod], num_nodes: int, container: str) -> str:
     """`1 of 2 nodes run; node 1 waits: Unschedulable: …`"""
     running = sum(runs(pod, container) for pod in nodes.values())
@@ -65,8 +56,8 @@ def describe_nodes(nodes: dict[int, Pod], num_nodes: int, container: str) -> str
 def _describe(pod: Pod | None, container: str) -> str:
     if pod is None:
         return "has no pod yet"
-    if (code := exit_code(pod, container)) is not None:
-        return f"ended with exit code {code}"
+    if ended := container_state(pod, container).get("terminated"):
+        return f"ended with exit code {ended['exitCode']}"
     if has_ended(pod, container):
         return f"failed: {pod['status'].get('reason', 'no reason')}"
     return f"waits: {describe_waiting(pod, container)}"

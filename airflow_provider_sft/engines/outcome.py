@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from airflow_provider_sft.contract.progress import Progress
-from airflow_provider_sft.engines.nodes import exit_code, newest_by_rank, rank_of
-from airflow_provider_sft.engines.plan import Manifest
+from airflow_provider_sft.engines.engine import Manifest
+from airflow_provider_sft.engines.nodes import newest_by_rank, rank_of
 from airflow_provider_sft.engines.reading import read_job
 from airflow_provider_sft.engines.registry import ENGINES_BY_KIND
 from airflow_provider_sft.engines.state import JobState, Stage
@@ -61,7 +61,9 @@ def failed_exit_code(job: Manifest, pods: Sequence[Pod]) -> int | None:
     """Of the node that decided."""
     container = ENGINES_BY_KIND[job["kind"]].container
     found = _deciding_failure(pods, container, None)
-    return exit_code(found[0], container) if found else None
+    terminated = container_state(found[0], container).get("terminated", {}) if found else {}
+    code: int | None = terminated.get("exitCode")
+    return code
 
 
 def _deciding_failure(

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_sft.engines.engine import Manifest
 from airflow_provider_sft.failures import LaunchFailure
-
-Manifest = dict[str, Any]
 
 # What belongs to the job and not to its pods: a pod that names a queue would be queued by itself.
 _KUEUE_PREFIX = "kueue.x-k8s.io/"
 _OWN_PREFIX = "airflow-provider-sft/"
 _QUEUE_LABEL = f"{_KUEUE_PREFIX}queue-name"
 MASTER_PORT = 29500
-# Engines append as much as `-node-0-999-x7k2p`, and 63 characters are a host name's limit.
-_MAX_NAME, _SUFFIX = 40, 9
 
 
 @dataclass(frozen=True)
@@ -78,33 +73,6 @@ class JobPlan:
         ]
 
 
-@dataclass(frozen=True)
-class Engine:
-    """One way to run a job.
-
-    :param container: how it calls the trainer's container
-    :param source: who brings it to a cluster
-    :param build: the job's manifests in the order of creation; the last one is the job
-    :param ends_at: the exit codes at which it ends the job by itself
-    :param select_pods: from the job's manifest to the label selector of its pods
-    """
-
-    name: str
-    group: str
-    version: str
-    plural: str
-    kind: str
-    container: str
-    source: str
-    build: Callable[[JobPlan], list[Manifest]]
-    ends_at: Collection[int]
-    select_pods: Callable[[Manifest], str]
-
-    @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}"
-
-
 def plan_job(
     pod: Manifest, *, container: str, num_nodes: int, gpus: int, max_restarts: int, ttl_s: int
 ) -> JobPlan:
@@ -132,17 +100,6 @@ def plan_job(
         max_restarts=max_restarts,
         ttl_s=ttl_s,
     )
-
-
-def name_job(name: str, *, room_for_suffix: bool) -> str:
-    """A host name's label, short enough for what engines append, and told apart from others of the same beginning."""
-    longest = _MAX_NAME - (_SUFFIX if room_for_suffix else 0)
-    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    label = label if label[:1].isalpha() else f"sft-{label}".rstrip("-")
-    if len(label) <= longest:
-        return label
-    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
-    return f"{label[: longest - 7].rstrip('-')}-{digest}"
 
 
 def drop_empty(value: Any) -> Any:

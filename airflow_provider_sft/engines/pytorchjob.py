@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from airflow_provider_sft.engines.plan import Engine, JobPlan, Manifest
+from airflow_provider_sft.engines.engine import Engine, Manifest
+from airflow_provider_sft.engines.plan import JobPlan
 
 _CONTAINER = "pytorch"  # the operator looks for this name
 _PERMANENT = range(1, 128)  # its ExitCode policy restarts on all others, 201 and 202 among them

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_sft.engines.plan import Manifest
+from airflow_provider_sft.engines.engine import Manifest
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from airflow_provider_sft.engines.engine import Engine
 from airflow_provider_sft.engines.job import JOB
 from airflow_provider_sft.engines.jobset import JOBSET
-from airflow_provider_sft.engines.plan import Engine
 from airflow_provider_sft.engines.pytorchjob import PYTORCHJOB
 from airflow_provider_sft.engines.trainjob import TRAINJOB
 from airflow_provider_sft.failures import LaunchFailure

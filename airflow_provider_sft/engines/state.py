@@ -6,8 +6,8 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from airflow_provider_sft.engines.nodes import describe_nodes, is_leaving, newest_by_rank, rank_of, runs
-from airflow_provider_sft.engines.plan import Manifest
+from airflow_provider_sft.engines.engine import Manifest
+from airflow_provider_sft.engines.nodes import describe_nodes, newest_by_rank, rank_of, runs
 from airflow_provider_sft.engines.reading import Reading, read_job
 from airflow_provider_sft.engines.registry import ENGINES_BY_KIND
 from airflow_provider_sft.engines.workload import describe_wait, is_admitted, is_evicted, is_stopped
@@ -102,7 +102,7 @@ def _working(
     running = sum(runs(pod, container) for pod in nodes.values())
     # A node that has done its part stays; the others finish.
     done = sum(_succeeded(pod, container) for pod in nodes.values())
-    if running + done >= reading.num_nodes and not any(map(is_leaving, nodes.values())):
+    if running + done >= reading.num_nodes and not _is_leaving(nodes.values()):
         return JobState(Stage.RUNNING, words if running else "all nodes have ended well")
     if _was_tried_before(reading, nodes, pods, container):
         return JobState(Stage.RESTARTING, f"{reading.restarting}; {words}" if reading.restarting else words)
@@ -120,6 +120,10 @@ def _unseen(reading: Reading, workload: Manifest | None, *, may_be_seen: bool) -
     if workload is not None and is_admitted(workload):
         return JobState(Stage.ADMITTED, f"admitted; no pod {'yet' if may_be_seen else 'is seen'}")
     return JobState(Stage.STARTING, "the engine has made no pod yet")
+
+
+def _is_leaving(pods: Iterable[Pod]) -> bool:
+    return any("deletionTimestamp" in pod["metadata"] for pod in pods)
 
 
 def _succeeded(pod: Pod, container: str) -> bool:

@@ -6,9 +6,10 @@ podTemplateOverrides, runtimePatches). What is used here is the same in all of t
 
 from __future__ import annotations
 
+from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.failure_policy import PERMANENT_CODES, jobset_failure_policy
 from airflow_provider_sft.engines.jobset import NODE, build_node_job
-from airflow_provider_sft.engines.plan import Engine, JobPlan, Manifest
+from airflow_provider_sft.engines.plan import JobPlan
 
 _RUNTIME = "TrainingRuntime"  # namespaced: nobody has to be the cluster's administrator
 

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from airflow_provider_sft.engines.plan import Manifest
+from airflow_provider_sft.engines.engine import Manifest
 from airflow_provider_sft.engines.reading import describe_condition, find_condition
-
-QUEUE_GROUP = "kueue.x-k8s.io"
-_QUEUE_LABEL = f"{QUEUE_GROUP}/queue-name"
-
-
-def queue_of(job: Manifest) -> str | None:
-    queue: str | None = (job["metadata"].get("labels") or {}).get(_QUEUE_LABEL)
-    return queue
-
-
-def select_workload(job: Manifest) -> str:
-    """The label selector of a job's Workload."""
-    return f"{QUEUE_GROUP}/job-uid={job['metadata']['uid']}"
 
 
 def is_stopped(workload: Manifest | None) -> str | None:

@@ -6,7 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_sft.engines.plan import Engine, JobPlan, Manifest, name_job, plan_job
+from airflow_provider_sft.engines.engine import Engine, Manifest
+from airflow_provider_sft.engines.job_name import name_job
+from airflow_provider_sft.engines.plan import JobPlan, plan_job
 from airflow_provider_sft.engines.registry import AUTO
 from airflow_provider_sft.failures import LaunchFailure
 from airflow_provider_sft.job_run import JobRun
@@ -98,4 +100,7 @@ class SFTJobOperator(JobRun, SFTTrainerOperator):
 
     def build_manifests(self, engine: Engine, pod: k8s.V1Pod) -> list[Manifest]:
         """In the order of creation; the last one is the job. A ConfigMap of a long config is not among them."""
-        return engine.build(self.plan(pod))
+        plan = self.plan(pod)
+        if plan.num_nodes > 1:
+            self.log.info("%d nodes share output_dir: its volume must be ReadWriteMany.", plan.num_nodes)
+        return engine.build(plan)

@@ -12,12 +12,13 @@ from airflow.triggers.base import BaseTrigger
 
 from airflow_provider_sft.api_patience import api_status, describe_api_error
 from airflow_provider_sft.api_stream import fetch, send
+from airflow_provider_sft.engines.engine import Manifest
+from airflow_provider_sft.engines.kueue import QUEUE_GROUP, queue_of
 from airflow_provider_sft.engines.outcome import failed_exit_code, failure_of_job, first_node
-from airflow_provider_sft.engines.plan import Manifest
 from airflow_provider_sft.engines.reading import read_job
 from airflow_provider_sft.engines.registry import find_engine
 from airflow_provider_sft.engines.state import JobState, Stage
-from airflow_provider_sft.engines.workload import QUEUE_GROUP, is_stopped, queue_of
+from airflow_provider_sft.engines.workload import is_stopped
 from airflow_provider_sft.failures import LaunchFailure, TrainingFailure
 from airflow_provider_sft.job_clock import Note, NoteKeeper, read_note
 from airflow_provider_sft.job_feed import Wire
@@ -73,7 +74,7 @@ class SFTJobTrigger(SFTTrainerTrigger):
 
     async def on_kill(self) -> None:
         """A person ended the deferred task: the nodes get SIGTERM and save."""
-        if self._fired_event or self.on_kill_action.value == "keep_pod":
+        if self._fired_event or getattr(self, "on_kill_action", "") == "keep_pod":  # not in all versions
             return
         self.log.info("Deleting %s %s.", self._engine.kind, self.pod_name)
         body = {"propagationPolicy": "Foreground", "preconditions": {"uid": self.pod_uid}}

@@ -45,15 +45,17 @@ def granted(engine):
 @ENGINES
 def test_documented_role_is_what_an_engine_uses_and_no_more(desk, engine):
     desk.kube.inject(faults.Unschedulable(for_s=1.5))
+    refused = "/(jobs|jobsets|pytorchjobs|trainjobs)"
+    desk.kube.inject(faults.HttpError(path=refused, method="POST", status=422))
     long = {**CONFIG, "chat_template": "é" * 60_000}
     with Controllers(desk.kube, engine, kueue=Kueue(preempt=1)):
-        run = desk.stand_in(
-            deferrable=True, engine=engine, config=long, num_nodes=2, queue_name="lq", stand_in_steps=100
-        )
-        outcome, task = tune(run)
+        job = {"engine": engine, "config": long, "num_nodes": 2, "queue_name": "lq", "stand_in_steps": 100}
+        assert tune(desk.stand_in(deferrable=True, **job))[1].state == "failed"
+        outcome, task = tune(desk.stand_in(deferrable=True, **job))
     assert task.state == "success", outcome.log
     used = {(request.verb, request.resource) for request in desk.kube.requests if request.verb}
     assert used == granted(engine)
+    assert desk.config_maps() == []  # neither the refused job's nor the finished one's is left
 
 
 def load_task(code, tmp_path):

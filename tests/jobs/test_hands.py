@@ -99,7 +99,6 @@ def test_job_that_kueue_stopped_for_good_is_not_retried(desk, cluster, deferrabl
     assert "Kueue stopped the job for good" in outcome.log
 
 
-@MODES
 @pytest.mark.parametrize(
     "fault",
     [
@@ -113,9 +112,10 @@ def test_job_that_kueue_stopped_for_good_is_not_retried(desk, cluster, deferrabl
     ],
     ids=["429", "watch-500", "cut", "watch-cut", "watch-ended", "log-cut", "log-500"],
 )
-def test_api_server_that_fails_for_a_while_costs_nothing(desk, cluster, deferrable, fault):
+def test_api_server_that_fails_for_a_while_costs_nothing(desk, cluster, fault):
+    """A worker that does not defer runs the same watch."""
     desk.kube.inject(fault)
-    outcome, task = tune(desk.stand_in(deferrable=deferrable, **JOBSET, stand_in_steps=100))
+    outcome, task = tune(desk.stand_in(deferrable=True, **JOBSET, stand_in_steps=100))
     assert task.state == "success", outcome.log
     assert len(desk.kube.created_pods) == len(desk.kube.starts) == 1
     assert [outcome.log.count(f"step {step}/100 ") for step in range(1, 101)] == [1] * 100

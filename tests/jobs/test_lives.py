@@ -15,13 +15,15 @@ TWO_QUEUED = {"num_nodes": 2, "queue_name": "lq"}
 @ENGINES
 def test_job_admitted_after_a_wait_gives_its_result(desk, engine, deferrable):
     with Controllers(desk.kube, engine, kueue=Kueue(admit_after_s=NEVER)) as cluster:
-        run = desk.stand_in(deferrable=deferrable, engine=engine, **TWO_QUEUED, stand_in_steps=100)
+        served = {"artifacts_url": "https://files.example.com/{path}"}
+        run = desk.stand_in(deferrable=deferrable, engine=engine, **TWO_QUEUED, **served, stand_in_steps=100)
         run.wait_for_log("is queued: Pending: couldn't assign flavors: insufficient unused quota")
         cluster.kueue.admit_after_s = 0
         outcome, task = tune(run)
         assert task.state == "success", outcome.log
         assert task.xcoms["return_value"]["model_path"] == "/data/output/final"
         assert task.xcoms["job_engine"] == engine
+        assert task.xcoms["_link_ModelLink"] == "https://files.example.com/data/output/final"
         assert "is running: 2 of 2 nodes run" in outcome.log
         assert [outcome.log.count(f"step {step}/100 ") for step in range(1, 101)] == [1] * 100
         assert len(desk.kube.created_pods) == 2

@@ -12,7 +12,7 @@ import yaml
 from kubeflow_trainer_api import models
 
 from airflow_provider_sft.engines.failure_policy import PERMANENT_CODES
-from airflow_provider_sft.engines.plan import name_job
+from airflow_provider_sft.engines.job_name import name_job
 from airflow_provider_sft.engines.registry import ENGINES, choose_engine, find_engine
 from airflow_provider_sft.failures import LaunchFailure
 from airflow_provider_sft.operators.job import SFTJobOperator

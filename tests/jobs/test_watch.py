@@ -1,0 +1,120 @@
+"""The parts of a watch that need no cluster: clocks, notes, limits, and a log's lines told once."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from airflow_provider_sft import failures
+from airflow_provider_sft.engines.registry import ENGINES
+from airflow_provider_sft.engines.state import JobState, Stage
+from airflow_provider_sft.job_clock import NOTE_ANNOTATION, Clock, Note, read_note
+from airflow_provider_sft.job_log import NodeLog
+from airflow_provider_sft.job_watch import JobWatch, Limits
+from tests.jobs.states import pod
+
+LIMITS = Limits(queue_s=100, startup_s=50, run_s=30, workload_s=10)
+
+
+def test_clock_counts_running_over_restarts_and_the_wait_of_now():
+    clock = Clock()
+    for phase, now_s in [("queue", 0), ("start", 40), ("run", 50), ("queue", 70), ("run", 500), ("run", 506)]:
+        clock.tick(phase, now_s)
+    assert (clock.run_s, clock.waited_s) == (26, 6)
+
+
+def test_note_survives_the_annotation_and_anything_else_is_no_note():
+    note = Note(Clock("run", 10.0, 5.0, 12.0), {"uid": "2026-01-01T00:00:00.000000000Z"})
+    text = json.dumps({"clock": vars(note.clock), "logs": note.logs})
+    assert read_note({"metadata": {"annotations": {NOTE_ANNOTATION: text}}}) == note
+    for text in ("", "[]", "null", "{", '{"clock": {"phase": "run", "x": 1}, "logs": {}}'):
+        assert read_note({"metadata": {"annotations": {NOTE_ANNOTATION: text}}}) == Note()
+
+
+def judge(stage, *, waited_s=0.0, run_s=0.0, engine="jobset", queue="lq", has_workload: bool | None = True):
+    watch = JobWatch(ENGINES[engine], LIMITS, logging.getLogger("test"))
+    phase = {Stage.QUEUED: "queue", Stage.REQUEUED: "queue", Stage.RUNNING: "run"}.get(stage, "start")
+    watch.clock = Clock(phase, 0.0, run_s, waited_s)
+    return watch.judge(JobState(stage, "the reason"), queue=queue, has_workload=has_workload)
+
+
+@pytest.mark.parametrize(
+    ("told", "failure", "words"),
+    [
+        ({"stage": Stage.QUEUED, "waited_s": 100}, failures.TransientFailure, "in the queue 'lq'"),
+        ({"stage": Stage.REQUEUED, "waited_s": 100}, failures.TransientFailure, "Last: the reason."),
+        ({"stage": Stage.STARTING, "waited_s": 50}, failures.TransientFailure, "startup_timeout_seconds"),
+        ({"stage": Stage.RESTARTING, "waited_s": 50}, failures.TransientFailure, "took 50 s to start"),
+        ({"stage": Stage.RUNNING, "run_s": 30}, failures.InterruptedFailure, "run_timeout_seconds allows"),
+        (
+            {"stage": Stage.QUEUED, "waited_s": 10, "has_workload": False},
+            failures.LaunchFailure,
+            "Kueue took no note of the JobSet within 10 s",
+        ),
+        (
+            {"stage": Stage.QUEUED, "waited_s": 10, "has_workload": False, "engine": "pytorchjob"},
+            failures.LaunchFailure,
+            "'kubeflow.org/pytorchjob'",
+        ),
+    ],
+)
+def test_limit_that_is_reached_is_told_with_what_to_raise(told, failure, words):
+    found = judge(**told)
+    assert type(found) is failure
+    assert words in str(found)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"stage": Stage.QUEUED, "waited_s": 99},
+        {"stage": Stage.QUEUED, "waited_s": 99, "has_workload": None},
+        {"stage": Stage.STARTING, "waited_s": 49},
+        {"stage": Stage.RUNNING, "waited_s": 1e6, "run_s": 29},
+    ],
+)
+def test_limit_that_is_not_reached_is_no_failure(told):
+    assert judge(**told) is None
+
+
+def test_node_that_waits_for_a_machine_counts_as_queueing_where_there_is_no_queue():
+    for labels, phase in (({}, "queue"), ({"kueue.x-k8s.io/queue-name": "lq"}, "start")):
+        watch = JobWatch(ENGINES["job"], LIMITS, logging.getLogger("test"))
+        stuck = pod("Job", unschedulable="0/4 nodes are available")
+        watch.see("tune", JobState(Stage.STARTING, "r"), {"metadata": {"labels": labels}}, [stuck])
+        assert watch.clock.phase == phase
+
+
+class Lines(NodeLog):
+    """A log whose reads bring what the test says."""
+
+    def __init__(self, *reads, read_until=""):
+        self.told = []
+        super().__init__("/log", "node", None, self.told.append, read_until=read_until)
+        self.reads = list(reads)
+
+    async def _read(self):
+        for line in self.reads.pop(0):
+            stamp, _, text = line.partition(" ")
+            if self._is_new(stamp, text):
+                self._take(text)
+
+
+def stamped(*seconds):
+    return [f"2026-01-01T00:00:0{second}.000000000Z line {second}" for second in seconds]
+
+
+def test_lines_that_overlapping_reads_bring_twice_are_told_once():
+    log = Lines(stamped(1, 2, 3), stamped(2, 3, 4), [*stamped(4), stamped(4)[0] + " more"])
+    for _ in range(3):
+        asyncio.run(log._read())
+    assert log.told == ["line 1", "line 2", "line 3", "line 4", "line 4 more"]
+
+
+def test_reader_that_takes_over_begins_after_the_last_line_that_was_told():
+    first = Lines(stamped(1, 2))
+    asyncio.run(first._read())
+    second = Lines(stamped(1, 2, 3), read_until=first.read_until)
+    asyncio.run(second._read())
+    assert second.told == ["line 3"]
