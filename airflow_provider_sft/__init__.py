@@ -23,20 +23,13 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "SFT",
-                "python-modules": [
-                    "airflow_provider_sft.operators.job",
-                    "airflow_provider_sft.operators.kubernetes",
-                    "airflow_provider_sft.operators.local",
-                ],
+                "python-modules": [f"{__name__}.operators.{name}" for name in ("job", "kubernetes", "local")],
             }
         ],
         "triggers": [
             {
                 "integration-name": "SFT",
-                "python-modules": [
-                    "airflow_provider_sft.triggers.job",
-                    "airflow_provider_sft.triggers.kubernetes",
-                ],
+                "python-modules": [f"{__name__}.triggers.{name}" for name in ("job", "kubernetes")],
             }
         ],
         "extra-links": [
