@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from airflow.providers.common.compat.sdk import DAG, task
 
+from airflow_provider_sft import operators
 from airflow_provider_sft.examples.held_out import compare, evaluate
 from airflow_provider_sft.examples.languages import write_language_rows
-from airflow_provider_sft.operators import LocalSFTTrainerOperator
 
 RUN_DIR = "{{ params.work_dir }}/{{ run_id }}"
 
@@ -30,7 +30,9 @@ with DAG(
     before = task(task_id="ask_before")(evaluate)(
         model="{{ params.model }}", data=rows["held_out"], output=f"{RUN_DIR}/before.json"
     )
-    tune = LocalSFTTrainerOperator(
+    # On a cluster, where the workers and the pod see the claim `data` at /data, this line instead of the next:
+    # tune = operators.SFTTrainerOperator(image="sft-trainer:1", gpus=1, volumes={"/data": "pvc:data"},
+    tune = operators.LocalSFTTrainerOperator(
         task_id="tune",
         config={
             "model_name_or_path": "{{ params.model }}",

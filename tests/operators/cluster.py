@@ -72,6 +72,17 @@ class Desk:
         connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
         return {"AIRFLOW_CONN_KUBERNETES_DEFAULT": connection}
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Pods ever made, and trainings ever started."""
+        return len(self.kube.created_pods), len(self.kube.starts)
+
+    def exit_codes(self) -> list[int]:
+        """Of every training that ended and could be seen to, in order of creation."""
+        names = [pod["metadata"]["name"] for pod in self.kube.created_pods]
+        ends = [_exit_code(self.kube.pod_history(name)) for name in names]
+        return [code for code in ends if code is not None]
+
     def core(self) -> Any:
         from kubernetes import client, config
 
@@ -123,6 +134,14 @@ class Desk:
         source = _LOCAL_SOURCE.replace("Operator(task_id", "Operator.partial(task_id")
         parameters = f"env_vars={TRAINER_ENV['env_vars']!r}).expand(config={configs!r}"
         return self.airflow.start_dag(source.format(parameters=parameters), "tune_dag", env={})
+
+
+def _exit_code(history: list[dict[str, Any]]) -> int | None:
+    for pod in reversed(history):
+        for status in pod.get("status", {}).get("containerStatuses") or []:
+            if code := (status["state"].get("terminated") or {}).get("exitCode"):
+                return int(code)
+    return None
 
 
 def tune(run: DagProcess) -> tuple[RunOutcome, Any]:

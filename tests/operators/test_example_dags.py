@@ -1,6 +1,11 @@
-"""The example DAGs run: images and volumes of a real cluster taken out, the stand-in as the pod."""
+"""The example DAGs run: images and volumes of a real cluster taken out, the stand-in as the pod.
+
+Those that need no cluster run as they are, with the tiny model.
+"""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +13,10 @@ import pytest
 from jinja2.sandbox import SandboxedEnvironment
 
 from airflow_provider_sft.assets import event_extra
+from airflow_provider_sft.examples.languages import LANGUAGES
+from tests import tiny
 from tests.kube.airflow_env import AirflowEnv
+from tests.kube.fixtures import IMAGES, TRAINER_IMAGE
 from tests.operators.cluster import STAND_IN
 
 DAGS = Path(__file__).parents[2] / "dags"
@@ -66,3 +74,45 @@ def test_sweep_dag_keeps_the_best(run_example, desk):
     assert outcome.state == "success", outcome.log
     assert outcome.task("best").xcoms["return_value"]["eval_loss"] == 1e-5
     assert len(desk.kube.created_pods) == 6
+
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def test_quickstart_dag_tunes_a_model(airflow, tiny_model_dir, tmp_path):
+    data, output_dir = tiny.write_chats(tmp_path / "chats.jsonl"), tmp_path / "out"
+    conf = {"model": str(tiny_model_dir), "data": str(data), "output_dir": str(output_dir)}
+    outcome = airflow.run_dag((DAGS / "quickstart.py").read_text(), "quickstart", conf=conf, env=OFFLINE)
+    assert outcome.state == "success", outcome.log
+    assert outcome.task("tune").xcoms["return_value"]["steps"] == 20
+    assert (output_dir / "adapter_model.safetensors").exists()
+
+
+@pytest.fixture
+def claim(desk, tmp_path, tiny_model_dir):
+    """A claim with model and corpus on it, mounted on the worker as well: what dags/data_to_tuning.py asks for."""
+    directory, mounted = tmp_path / "claim", tmp_path / "mnt" / "data"
+    shutil.copytree(tiny_model_dir, directory / "model")
+    for language in LANGUAGES:
+        folder = directory / "corpus" / language.lower()
+        folder.mkdir(parents=True)
+        messages = [[f"the {number}th message of {language} speakers"] for number in range(28)]
+        (folder / "talk.yml").write_text(json.dumps({"conversations": messages}))
+    desk.kube.add_claim("data", directory)
+    mounted.symlink_to(directory)
+    return mounted
+
+
+def test_data_to_tuning_dag_goes_to_a_cluster_by_the_one_line_it_names(desk, airflow, claim):
+    source = (DAGS / "data_to_tuning.py").read_text()
+    [line] = re.findall(r"^    # (tune = .*)$", source, re.MULTILINE)
+    here = "tune = operators.LocalSFTTrainerOperator("
+    assert source.count(f"\n    {here}\n") == 1
+    desk.kube.add_image("sft-trainer:1", IMAGES[TRAINER_IMAGE])
+    source = source.replace(f"    {here}", f"    {line.replace('/data', str(claim))}")
+    conf = {"model": f"{claim}/model", "corpus": f"{claim}/corpus", "work_dir": f"{claim}/runs"}
+    outcome = airflow.run_dag(source, "data_to_tuning", conf=conf, env={**desk.env, **OFFLINE})
+    assert outcome.state == "success", outcome.log
+    assert outcome.task("tune").xcoms["return_value"]["model_kind"] == "adapter"
+    assert outcome.task("verdict").xcoms["return_value"]["num_rows"] == 64
+    assert desk.counts == (1, 1)
