@@ -25,20 +25,6 @@ def find_contradictions(config: Config, *, allow_remote_code: bool) -> list[str]
     return mistakes if allow_remote_code else [*mistakes, *_remote_code(config)]
 
 
-def find_data_config_contradictions(config: Config, data_config: Mapping[str, Any]) -> list[str]:
-    """What the content of `data_config_path` makes of the config.
-
-    :param config: under present names
-    :param data_config: the file's content
-    """
-    processor = data_config.get("dataprocessor")
-    streaming = isinstance(processor, Mapping) and processor.get("streaming") is True
-    if streaming and config.get("max_steps", -1) < 1:
-        sentence = "Config key 'max_steps' is missing, and the data config streams: a stream has no length."
-        return [f'{sentence} Add it, for example "max_steps": 1000.']
-    return []
-
-
 def eval_strategy_of(config: Config) -> str:
     """When the run evaluates. Unset, it follows the data: each epoch when there is something to evaluate on."""
     unset = "epoch" if config.get("validation_data_path") else "no"
