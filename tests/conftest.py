@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -99,7 +100,9 @@ def start_trainer(tmp_path: Path) -> Iterator[Callable[..., TrainerRun]]:
     yield start
     for run in runs:
         if run.process.poll() is None:
-            run.process.kill()
+            # With all below it: what is left of a run holds its pipes open.
+            for process in (*psutil.Process(run.process.pid).children(recursive=True), run.process):
+                process.kill()
             run.process.communicate()
 
 
