@@ -8,6 +8,9 @@ from typing import Any
 
 from airflow_provider_sft.contract.errors import ConfigError
 
+# What Kubeflow's engines write for "as many as there are", which is what we count ourselves.
+_LEFT_OPEN = ("auto", "gpu", "cpu")
+
 
 @dataclass(frozen=True)
 class Nodes:
@@ -59,7 +62,7 @@ def read_nodes(environ: Mapping[str, str]) -> Nodes:
 def _number(environ: Mapping[str, str], *names: str) -> int | None:
     for name in names:
         value = environ.get(name, "").strip()
-        if value and value != "auto":
+        if value and value not in _LEFT_OPEN:
             # PET_NNODES may be a range min:max; static rendezvous takes the maximum.
             last = value.rpartition(":")[2]
             if not last.isdigit():

@@ -215,6 +215,21 @@ def test_pet_variables_make_one_of_two_nodes(tmp_path):
     assert (flags.rdzv_backend, flags.same_network) == ("static", True)
 
 
+@pytest.mark.parametrize("value", ["auto", "gpu", "cpu", ""])
+def test_processes_per_node_that_an_engine_leaves_open_are_the_gpus(tmp_path, value):
+    assert plan(tmp_path, gpus=4, PET_NNODES="1", PET_NPROC_PER_NODE=value).world_size == 4
+
+
+def test_range_of_nodes_means_the_most_of_them(tmp_path):
+    pet = {"PET_NNODES": "1:3", "PET_NODE_RANK": "2", "PET_MASTER_ADDR": "node-0"}
+    assert plan(tmp_path, gpus=2, **pet).world_size == 6
+
+
+def test_variable_of_an_engine_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="PET_NPROC_PER_NODE is 'two'. It must be a whole number."):
+        plan(tmp_path, gpus=2, PET_NPROC_PER_NODE="two")
+
+
 def test_pytorchjobs_variables_serve_where_pet_is_absent(tmp_path):
     environ = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "sft-master-0", "MASTER_PORT": "23456"}
     launch = plan(tmp_path, gpus=4, **environ)
@@ -229,6 +244,16 @@ def test_two_nodes_without_a_master_are_refused(tmp_path):
 def test_a_missing_config_file_is_not_found(tmp_path):
     with pytest.raises(NotFoundError, match="config_file '/nowhere.yaml' does not exist"):
         plan(tmp_path, {"config_file": "/nowhere.yaml"})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("a: [", "is not YAML: "), ("- a\n", "holds no mapping of keys to values.")]
+)
+def test_a_config_file_that_is_no_mapping_is_refused(tmp_path, text, sentence):
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    with pytest.raises(ConfigError, match=f"config_file '{own}' {sentence}"):
+        plan(tmp_path, {"config_file": str(own)})
 
 
 def test_false_over_a_config_files_true_turns_it_off(tmp_path):
