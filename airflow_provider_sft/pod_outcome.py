@@ -207,7 +207,7 @@ def _failure_of_container(
 
 def _disruption(pod: Pod) -> str | None:
     """Kubernetes' own words, where it took the pod away."""
-    status = pod["status"]
+    status = pod.get("status", {})
     for condition in status.get("conditions") or []:
         if condition.get("type") in _DISRUPTING_CONDITIONS and condition.get("status") == "True":
             return f"{condition.get('reason', condition['type'])}: {_full_stop(condition.get('message', ''))}"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Never
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from kubernetes.client import models as k8s
 
 from airflow_provider_sft import failures
-from airflow_provider_sft.api_patience import describe_api_error
 from airflow_provider_sft.config_map import delete_config_map
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.progress import Progress
-from airflow_provider_sft.failures import InterruptedFailure, TrainingFailure, TransientFailure
+from airflow_provider_sft.failures import (
+    InterruptedFailure,
+    TrainingFailure,
+    TransientFailure,
+    describe_position,
+)
 from airflow_provider_sft.metrics import task_tags
-from airflow_provider_sft.pod_access import PodAccess
 from airflow_provider_sft.pod_claim import PodClaim
+from airflow_provider_sft.pod_kill import PodKill
 from airflow_provider_sft.pod_outcome import (
     Pod,
     container_state,
@@ -42,7 +45,7 @@ _QUICK_S = 60.0
 _MAX_QUICK_FAILURES = 10
 
 
-class PodRun(PodAccess):
+class PodRun(PodKill):
     """What of KubernetesPodOperator has to do with the pod's life, made for runs of hours and days."""
 
     push_result: bool
@@ -62,14 +65,15 @@ class PodRun(PodAccess):
         """Find or create the pod, then follow it: here, or in the triggerer."""
         self.pod_request_obj = self.build_pod_request_obj(context)
         self._call_back("on_pod_manifest_created", context, pod_request=self.pod_request_obj)
-        self.pod = self.get_or_create_pod(self.pod_request_obj, context)
-        context["ti"].xcom_push(key="pod_name", value=self.pod.metadata.name)
-        context["ti"].xcom_push(key="pod_namespace", value=self.pod.metadata.namespace)
-        self._call_back("on_pod_creation", context, pod=self.pod)
-        self._refuse_if_killed()
-        if self.deferrable and not has_ended(to_plain(self.pod), self.base_container_name):
-            self.invoke_defer_method(context=context)
-        return self._follow(context)
+        with self._working():
+            self.pod = self.get_or_create_pod(self.pod_request_obj, context)
+            context["ti"].xcom_push(key="pod_name", value=self.pod.metadata.name)
+            context["ti"].xcom_push(key="pod_namespace", value=self.pod.metadata.namespace)
+            self._call_back("on_pod_creation", context, pod=self.pod)
+            self._refuse_if_killed()
+            if self.deferrable and not has_ended(to_plain(self.pod), self.base_container_name):
+                self.invoke_defer_method(context=context)
+            return self._follow(context)
 
     def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
         claim = PodClaim(self, context)
@@ -98,13 +102,6 @@ class PodRun(PodAccess):
             watch.window(self.base_container_name).read_until = event.get("log_read_until", "")
             self._read_log(watch, self.base_container_name)
         return self._conclude(context)
-
-    def on_kill(self) -> None:
-        """The pod gets SIGTERM and its grace period to save; this task is no success, whatever comes of it."""
-        try:
-            super().on_kill()
-        except Exception as error:  # noqa: BLE001  # in a signal handler: nobody above catches it
-            self.log.warning("The pod cannot be deleted: %s", describe_api_error(error))
 
     def cleanup(
         self,
@@ -138,7 +135,7 @@ class PodRun(PodAccess):
     def _follow(self, context: Context) -> Result | None:
         watch = self._watch(context)
         started = False
-        while (pod := self._read()) is not None:
+        while (pod := self._read()) is not None and not self._leaves_pod():
             watch.see(pod)
             if watch.is_pending(pod):
                 if failure := watch.judge(pod, self._read_events()):
@@ -152,7 +149,7 @@ class PodRun(PodAccess):
                     self._read_log(watch, container)
                 if watch.is_over(pod):
                     break
-            time.sleep(watch.pause_s(self.poll_interval))
+            self._rest(watch.pause_s(self.poll_interval))
         self._last_seen, self._progress = watch.last, watch.report.last
         watch.report.store()
         return self._conclude(context)
@@ -236,6 +233,9 @@ class PodRun(PodAccess):
             raise AirflowSkipException(f"Exit code {exit_code}: skipped, as skip_on_exit_code says.")
 
     def _refuse_if_killed(self) -> None:
-        if self._killed:
-            told = "The task was told to end; the pod got SIGTERM, saves and is deleted. The retry resumes."
-            raise InterruptedFailure(told)
+        if not self._killed:
+            return
+        result = read_result(self._last_seen, self.base_container_name) if self._last_seen else None
+        position = describe_position(result, self._progress)
+        sentences = [f"The task was told to end; the pod {self._fate}.", position, "The retry resumes."]
+        raise InterruptedFailure(" ".join(filter(None, sentences)), result=result)

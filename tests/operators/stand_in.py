@@ -3,7 +3,7 @@
 STAND_IN_EXIT: the exit code (default 0) · STAND_IN_RESULT: `none`, `garbage` or unset (a result that fits the code)
 STAND_IN_STEPS: how many progress lines, 20 ms apart · STAND_IN_ON_TERM: `save` (206), `ignore`, `succeed` or unset
 STAND_IN_LINE: a line to print · STAND_IN_RECORD: a file that gets one JSON line with what arrived
-STAND_IN_DIE: a signal to die of
+STAND_IN_DIE: a signal to die of · STAND_IN_SAVE_S: how long it saves
 """
 
 import json
@@ -48,6 +48,7 @@ def on_term(_signum: int, _frame: object) -> None:
     reaction = os.environ.get("STAND_IN_ON_TERM")
     if reaction == "save":
         print("saving", flush=True)
+        time.sleep(float(os.environ.get("STAND_IN_SAVE_S", "0")))
         report(206, "interrupted", "Interrupted by SIGTERM.")
         raise SystemExit(206)
     if reaction == "succeed":

@@ -1,6 +1,7 @@
 """C2-C4, C8, C9: the config on its way from Airflow into the pod's process."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -78,10 +79,15 @@ def test_wrong_config_makes_no_pod(desk, deferrable):
 
 
 @MODES
-def test_secret_in_the_config_is_refused_and_shown_nowhere(desk, deferrable):
+def test_secret_in_the_config_is_refused_and_shown_nowhere(desk, deferrable, tmp_path):
     secret = "hf_" + "Q" * 34
-    outcome, task = tune(desk.stand_in(deferrable=deferrable, config={**CONFIG, "hub_token": secret}))
-    assert task.state == "failed", outcome.log
+    path = tmp_path / "config.json"  # a DAG file would be in the database as it is
+    path.write_text(json.dumps({**CONFIG, "hub_token": secret}))
+    run = desk.stand_in(deferrable=deferrable, config=str(path), retries=3)
+    outcome, task = tune(run)
+    assert (task.state, task.try_number) == ("failed", 1), outcome.log
+    # Neither XCom nor rendered fields.
+    assert secret.encode() not in Path(run.request["database"]).read_bytes()
     assert "pass it from a Secret as the environment variable HF_TOKEN" in outcome.log
     assert secret not in outcome.log
     assert desk.kube.created_pods == []

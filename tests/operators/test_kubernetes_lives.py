@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from datetime import UTC, datetime
 
@@ -44,7 +45,8 @@ def test_pod_that_finished_while_nobody_watched_gives_its_result(desk, deferrabl
     desk.kube.wait_for_pod(lambda pod: pod["status"]["phase"] == "Succeeded")
     outcome, task = tune(desk.airflow.resume(run))
     assert (task.state, task.xcoms["return_value"]["steps"]) == ("success", 100), outcome.log
-    assert len(desk.kube.created_pods) == 1
+    assert deferrable or "ended while nobody watched; its outcome counts." in outcome.log
+    assert desk.counts == (1, 1)
     assert desk.kube.pods() == []
 
 
@@ -57,7 +59,7 @@ def test_pod_that_failed_for_good_while_nobody_watched_fails_the_task(desk, defe
     outcome, task = tune(desk.airflow.resume(run))
     assert task.state == "failed", outcome.log
     assert "The reason the trainer gave." in outcome.log
-    assert len(desk.kube.created_pods) == 1
+    assert desk.counts == (1, 1)
 
 
 @MODES
@@ -70,7 +72,8 @@ def test_pod_that_was_interrupted_while_nobody_watched_is_replaced_at_once(desk,
     desk.kube.wait_for_pod(lambda pod: pod["status"]["phase"] == "Failed")
     outcome, task = tune(desk.airflow.resume(run))
     assert task.state == "success", outcome.log
-    assert len(desk.kube.created_pods) == 2
+    assert "ended by SIGKILL (exit code 137)" in outcome.log
+    assert desk.counts == (2, 2)
 
 
 def test_pod_of_the_same_name_is_not_taken_for_ours(desk):
@@ -96,9 +99,37 @@ def test_sync_task_told_to_end_lets_the_pod_save_and_the_retry_starts_one(desk):
     wait_for_line(run, "step 5/300")
     run.terminate()
     outcome, task = tune(run)
-    assert "The task was told to end; the pod got SIGTERM" in outcome.log
+    assert re.search(
+        r"told to end; the pod got SIGTERM, has 5 s to save, and is deleted. It reached step \d+", outcome.log
+    )
     assert (task.state, task.try_number) == ("success", 2), outcome.log
-    assert len(desk.kube.created_pods) == 2
+    assert desk.counts == (2, 2)
+
+
+def test_sync_task_told_to_end_shows_what_the_pod_says_while_it_saves(desk):
+    run = desk.stand_in(
+        deferrable=False,
+        stand_in_steps=1000,
+        stand_in_on_term="save",
+        stand_in_save_s=2,
+        poll_interval=3,
+        termination_grace_period=30,
+    )
+    wait_for_line(run, "step 5/1000")
+    run.terminate()
+    outcome, task = tune(run)
+    assert task.state == "failed", outcome.log
+    assert " saving " in outcome.log
+
+
+def test_sync_task_told_to_end_may_leave_its_pod_to_the_retry(desk):
+    run = desk.stand_in(deferrable=False, stand_in_steps=300, on_kill_action="keep_pod", retries=1)
+    wait_for_line(run, "step 5/300")
+    run.terminate()
+    outcome, task = tune(run)
+    assert "told to end; the pod is left running, as on_kill_action says. It reached step" in outcome.log
+    assert (task.state, task.try_number) == ("success", 2), outcome.log
+    assert desk.counts == (1, 1)
 
 
 def test_sync_task_told_to_end_is_no_success_even_if_the_trainer_finishes(desk):
@@ -116,10 +147,12 @@ def test_task_timed_out_gives_the_pod_sigterm_and_deletes_it(desk, deferrable):
     )
     outcome, task = tune(run)
     assert task.state == "failed", outcome.log
-    end = time.monotonic() + 10
-    while desk.kube.pods() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert desk.kube.pods() == []
+    sentence = (
+        "execution_timeout of 0:00:03 was reached." if deferrable else "the pod got SIGTERM, has 5 s to save"
+    )
+    assert sentence in outcome.log
+    desk.kube.wait_until_gone(desk.kube.created_pods[0]["metadata"]["name"])
+    assert (desk.counts, desk.exit_codes()) == ((1, 1), [206])
 
 
 @MODES
@@ -158,7 +191,8 @@ def test_expired_token_is_read_anew(desk, deferrable):
     desk.kube.expire_token()
     outcome, task = tune(run)
     assert task.state == "success", outcome.log
-    assert len(desk.kube.created_pods) == 1
+    assert "The Kubernetes API failed (401: Unauthorized); the pod is left alone." in outcome.log
+    assert desk.counts == (1, 1)
     assert [outcome.log.count(f"step {step}/200 ") for step in range(1, 201)] == [1] * 200
 
 

@@ -16,6 +16,7 @@ def test_pod_that_succeeds_gives_its_result_as_xcom(desk, deferrable):
     assert task.xcoms["return_value"]["model_path"] == "/data/output/final"
     assert len(desk.kube.created_pods) == 1
     assert desk.kube.pods() == []
+    assert desk.counts == (1, 1)
 
 
 @MODES
@@ -24,7 +25,7 @@ def test_permanent_exit_code_is_not_retried(desk, deferrable, code):
     outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_exit=code, retries=3))
     assert task.state == "failed", outcome.log
     assert "The reason the trainer gave." in outcome.log
-    assert len(desk.kube.starts) == 1
+    assert desk.counts == (1, 1)
 
 
 @MODES
@@ -33,7 +34,7 @@ def test_retryable_exit_code_is_retried(desk, deferrable, code):
     outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_exit=code, retries=1))
     assert (task.state, task.try_number) == ("failed", 2), outcome.log
     assert "The reason the trainer gave." in outcome.log
-    assert len(desk.kube.starts) == 2
+    assert desk.counts == (2, 2)
 
 
 @MODES
@@ -42,7 +43,7 @@ def test_oom_killed_pod_names_the_limit_and_is_not_retried(desk, deferrable):
     outcome, task = tune(desk.stand_in(deferrable=deferrable, memory="1Gi", stand_in_steps=200, retries=3))
     assert task.state == "failed"
     assert "reached its memory limit of 1Gi and was killed (OOMKilled). It reached step" in outcome.log
-    assert len(desk.kube.created_pods) == 1
+    assert desk.counts == (1, 1)
 
 
 @MODES
@@ -52,7 +53,27 @@ def test_evicted_pod_carries_the_kubelets_text(desk, deferrable):
     assert task.state == "failed"
     assert "Container base was using 1498072868Ki, request is 0" in outcome.log
     assert "Raise ephemeral_storage above what it used" in outcome.log
-    assert len(desk.kube.created_pods) == 1
+    assert desk.counts == (1, 1)
+
+
+@MODES
+def test_pod_evicted_for_memory_is_not_retried(desk, deferrable):
+    text = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 12Mi."
+    desk.kube.inject(faults.Evicted(after_lines=4, message=text))
+    outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_steps=200, retries=3))
+    assert task.state == "failed"
+    assert f"The pod was evicted: {text} It reached step" in outcome.log
+    assert "Raise memory, the request too:" in outcome.log
+    assert desk.counts == (1, 1)
+
+
+@MODES
+def test_pod_on_a_lost_node_is_retried(desk, deferrable):
+    desk.kube.inject(faults.NodeLost(after_lines=40))
+    outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_steps=200, retries=1))
+    assert (task.state, task.try_number) == ("success", 2), outcome.log
+    assert re.search(r"The pod was preempted at step \d+ .*Kubernetes says: ", outcome.log)
+    assert desk.counts == (2, 2)
 
 
 @MODES
@@ -64,6 +85,7 @@ def test_preempted_pod_is_retried(desk, deferrable):
     assert re.search(
         r"The pod was preempted at step \d+ and resumes from .*Kubernetes says: Preempt", outcome.log
     )
+    assert desk.counts == (2, 2)
 
 
 KUEUE = "Preempted to accommodate a workload of higher priority"
@@ -116,6 +138,7 @@ def test_pod_deleted_by_somebody_is_retried(desk, deferrable):
     outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_steps=200, retries=1))
     assert (task.state, task.try_number) == ("success", 2), outcome.log
     assert "is gone: somebody deleted it, or its node was lost. It reached step" in outcome.log
+    assert desk.counts == (2, 2)
 
 
 @MODES
@@ -123,6 +146,8 @@ def test_pod_preempted_before_it_started_is_retried(desk, deferrable):
     desk.kube.inject(faults.Preempted(before_start=True))
     outcome, task = tune(desk.stand_in(deferrable=deferrable, retries=1))
     assert (task.state, task.try_number) == ("success", 2), outcome.log
+    assert "The pod was preempted and resumes from the newest checkpoint." in outcome.log
+    assert desk.counts == (2, 1)
 
 
 @MODES
@@ -138,6 +163,7 @@ def test_unschedulable_pod_is_waited_for_in_the_schedulers_words(desk, deferrabl
     assert task.state == "success", outcome.log
     for text in texts:
         assert outcome.log.count(f"waits: Unschedulable: {text}") == 1
+    assert desk.counts == (1, 1)
 
 
 @MODES
@@ -149,6 +175,7 @@ def test_pod_that_is_never_scheduled_is_given_up_and_deleted(desk, deferrable):
         "The pod waited 1 s to be scheduled and was given up. Last: Unschedulable: 0/1 nodes" in outcome.log
     )
     assert desk.kube.pods() == []
+    assert desk.counts == (2, 1)
 
 
 @MODES
@@ -158,6 +185,7 @@ def test_missing_secret_fails_fast_and_is_named(desk, deferrable):
     assert task.state == "failed", outcome.log
     assert 'secret "absent" not found' in outcome.log
     assert desk.kube.pods() == []
+    assert desk.counts == (1, 0)
 
 
 @MODES
@@ -166,6 +194,7 @@ def test_missing_volume_fails_fast_and_is_named(desk, deferrable, tmp_path):
     outcome, task = tune(run)
     assert task.state == "failed", outcome.log
     assert 'configmap "absent" not found' in outcome.log
+    assert desk.counts == (1, 0)
 
 
 @MODES
@@ -176,6 +205,7 @@ def test_refused_image_fails_fast_with_the_registrys_text(desk, deferrable, stat
     assert task.state == "failed", outcome.log
     assert "The pod cannot start. " in outcome.log
     assert "Correct image, or give image_pull_secrets." in outcome.log
+    assert desk.counts == (1, 0)
 
 
 @MODES
@@ -184,6 +214,7 @@ def test_busy_registry_is_waited_for(desk, deferrable, status):
     desk.kube.inject(faults.ImagePullError(status=status, for_s=2))
     outcome, task = tune(desk.stand_in(deferrable=deferrable))
     assert task.state == "success", outcome.log
+    assert desk.counts == (1, 1)
 
 
 @MODES
@@ -196,6 +227,7 @@ def test_termination_message_that_is_no_result_is_classed_by_the_code(desk, defe
     assert task.state == "failed", outcome.log
     assert "Correct the data and run the task again." in outcome.log
     assert "\x1b[31m" not in outcome.log
+    assert desk.counts == (1, 1)
 
 
 @MODES
@@ -211,6 +243,7 @@ def test_unexplained_kill_is_an_interruption(desk, deferrable):
     outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_steps=200, retries=1))
     assert (task.state, task.try_number) == ("success", 2), outcome.log
     assert "ended by SIGKILL (exit code 137)" in outcome.log
+    assert desk.counts == (2, 2)
 
 
 @MODES

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, Asset
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, Asset
 
 from airflow_provider_sft import failures
 from airflow_provider_sft.operators import LocalSFTTrainerOperator
@@ -159,12 +159,12 @@ def test_local_killed_task_kills_a_trainer_that_does_not_end():
 
 def test_local_exception_in_the_task_ends_the_trainer(tmp_path):
     def time_out(*_):
-        raise TimeoutError("execution_timeout")
+        raise AirflowTaskTimeout("execution_timeout")
 
     operator = make(STAND_IN_STEPS="500", STAND_IN_ON_TERM="save", STAND_IN_RECORD=str(tmp_path / "record"))
     signal.signal(signal.SIGALRM, time_out)
     signal.setitimer(signal.ITIMER_REAL, 0.6)
-    with pytest.raises(TimeoutError, match="execution_timeout"):
+    with pytest.raises(AirflowTaskTimeout, match="execution_timeout"):
         run(operator)
     with pytest.raises(ProcessLookupError):
         os.kill(json.loads((tmp_path / "record").read_text())["pid"], 0)

@@ -90,6 +90,6 @@ def test_local_task_told_to_end_saves_and_its_retry_resumes(desk, many_steps):
 
 def test_two_tasks_with_one_output_dir_do_not_train_into_it_together(desk, three_steps):
     configs = [three_steps, {**three_steps, "learning_rate": 5e-3}]
-    run = desk.map_local(configs)
-    states = sorted(task.state for task in run.wait().tasks)
-    assert states == ["failed", "success"]
+    outcome = desk.map_local(configs).wait()
+    assert sorted(task.state for task in outcome.tasks) == ["failed", "success"]
+    assert f"output_dir {three_steps['output_dir']} belongs to another run" in outcome.log
