@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,12 @@ from airflow_provider_sft import failures
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.registry import choose_engine, find_engine
-from airflow_provider_sft.failures import InterruptedFailure, TrainingFailure, TransientFailure
+from airflow_provider_sft.failures import (
+    InterruptedFailure,
+    TrainingFailure,
+    TransientFailure,
+    describe_position,
+)
 from airflow_provider_sft.job_api import JobApi, ServedEngines
 from airflow_provider_sft.job_claim import JobClaim
 from airflow_provider_sft.job_watch import Limits
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 # A watcher that held out this long did its work; only quick failures in a row count.
 _QUICK_S = 60.0
 _MAX_QUICK_FAILURES = 10
+_GLANCE_S = 0.5
 
 
 class JobRun(PodRun):
@@ -40,6 +48,8 @@ class JobRun(PodRun):
     _engine: Engine
     _event: dict[str, Any]
     _context: Context
+    _is_at_work = False
+    _is_ended = False
 
     @property
     def nodes_wanted(self) -> int:
@@ -58,13 +68,14 @@ class JobRun(PodRun):
         self._engine = choose_engine(self.engine, num_nodes=self.nodes_wanted, served=ServedEngines(self))
         manifests = self.build_manifests(self._engine, pod)
         claim = JobClaim(self, self._engine, context, pod.metadata.namespace)
-        job = claim.find(manifests[-1]) or claim.create(manifests, pod)
-        self._take_identity(job["metadata"])
-        told = {"job_name": job["metadata"]["name"], "job_namespace": job["metadata"]["namespace"]}
-        for key, value in {**told, "job_engine": self._engine.name}.items():
-            context["ti"].xcom_push(key=key, value=value)
-        self._refuse_if_killed()
-        return self._follow_job(context)
+        with self._working_on_job():
+            job = claim.find(manifests[-1]) or claim.create(manifests, pod)
+            self._take_identity(job["metadata"])
+            told = {"job_name": job["metadata"]["name"], "job_namespace": job["metadata"]["namespace"]}
+            for key, value in {**told, "job_engine": self._engine.name}.items():
+                context["ti"].xcom_push(key=key, value=value)
+            self._refuse_if_killed()
+            return self._follow_job(context)
 
     def defer(self, *, trigger: BaseTrigger, **options: Any) -> None:  # type: ignore[override]  # it may stay here
         """The parent knows how to make a trigger; ours takes its arguments. A worker that does not defer runs it."""
@@ -85,21 +96,71 @@ class JobRun(PodRun):
             self.log, store, lambda line: self._form_line(container, line), task_tags(self._context)
         )
         watcher.report_to(report, self._form_line)
-        self._event = asyncio.run(_first_event(watcher))
+        self._event = asyncio.run(self._first_event(watcher))
         report.store()
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Result | None:
         """Back from the triggerer: `SFTJobTrigger` tells what it saw."""
-        with announcing(self, context):
+        with announcing(self, context), self._working_on_job():
             self._engine = find_engine(event["engine"])
             self._take_identity(event)
             return self._conclude_job(context, event)
 
     def on_kill(self) -> None:
-        """The nodes get SIGTERM and their grace period to save; this task is no success, whatever comes of it."""
+        """The nodes get SIGTERM and their grace period to save; this task is no success, whatever comes of it.
+
+        Called by a signal, in the middle of anything: a second call into the log or the client could wait for ever for
+        the first one's lock. Whoever is at work ends the job at the next turn.
+        """
         self._killed = True
-        if self.pod and getattr(self, "on_kill_action", "") != "keep_pod":  # not in all provider versions
+        if not self._is_at_work:
+            self._end_job()
+
+    @contextmanager
+    def _working_on_job(self) -> Iterator[None]:
+        self._is_at_work = True
+        try:
+            yield
+        finally:
+            self._is_at_work = False
+            if self._killed:
+                self._end_job()
+
+    def _end_job(self) -> None:
+        """What a task does to its job that is told to end, once."""
+        if self.pod and not self._is_ended and not self._keeps_job:
+            self._is_ended = True
             self._delete_job()
+
+    @property
+    def _keeps_job(self) -> bool:
+        return bool(getattr(self, "on_kill_action", "") == "keep_pod")  # not in all provider versions
+
+    def _refuse_if_killed(self) -> None:
+        if not self._killed:
+            return
+        grace_s = self.termination_grace_period
+        fate = (
+            "the job goes on, as on_kill_action says"
+            if self._keeps_job
+            else f"the job is deleted, and its nodes have {grace_s} s to save"
+        )
+        position = describe_position(None, self._progress)
+        sentences = [f"The task was told to end; {fate}.", position, "The retry resumes."]
+        raise InterruptedFailure(" ".join(filter(None, sentences)))
+
+    async def _first_event(self, watcher: SFTJobTrigger) -> dict[str, Any]:
+        """What the watcher tells in the end, which comes soon once the task is told to end."""
+        following = asyncio.create_task(_take_first(watcher))
+        while not (await asyncio.wait([following], timeout=_GLANCE_S))[0]:
+            if self._killed and self._keeps_job:
+                following.cancel()
+                await asyncio.wait([following])
+                return {"status": "left"}
+            if self._killed and not self._is_ended:
+                self._is_ended = True
+                await watcher.on_kill()
+        return following.result()
 
     def _follow_job(self, context: Context) -> Result | None:
         self._context = context
@@ -117,8 +178,8 @@ class JobRun(PodRun):
         self.pod = k8s.V1Pod(metadata=k8s.V1ObjectMeta(**identity))
 
     def _conclude_job(self, context: Context, event: dict[str, Any]) -> Result | None:
-        self._refuse_if_killed()
         self._progress = event.get("progress")
+        self._refuse_if_killed()
         store_progress(context.get("task_state_store"), self._progress)
         if event["status"] == "timeout":
             self._give_up(InterruptedFailure(f"execution_timeout of {self.execution_timeout} was reached."))
@@ -181,7 +242,7 @@ class JobRun(PodRun):
         self._job_api.delete(self._identity.name, self._identity.uid)
 
 
-async def _first_event(trigger: SFTJobTrigger) -> dict[str, Any]:
-    event = await anext(trigger.run())
+async def _take_first(watcher: SFTJobTrigger) -> dict[str, Any]:
+    event = await anext(watcher.run())
     payload: dict[str, Any] = event.payload
     return payload

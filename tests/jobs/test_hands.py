@@ -61,12 +61,23 @@ def test_sync_task_told_to_end_lets_the_nodes_save_and_the_retry_starts_a_job(de
     run.wait_for_log("step 5/200")
     run.terminate()
     outcome, task = tune(run)
-    assert "The task was told to end; the pod got SIGTERM" in outcome.log
+    assert "The task was told to end; the job is deleted, and its nodes have 5 s to save." in outcome.log
     assert (task.state, task.try_number) == ("success", 2), outcome.log
     assert (outcome.log.count("loading"), outcome.log.count("saving")) == (2, 1)
     deletion = next(each for each in desk.kube.requests if each.verb == "delete")
     assert deletion.body["propagationPolicy"] == "Foreground"
     assert deletion.body["preconditions"]["uid"]
+
+
+def test_sync_task_told_to_end_leaves_the_job_where_it_is_to_be_kept(desk, cluster):
+    kept = {"on_kill_action": "keep_pod", "retries": 1}
+    run = desk.stand_in(deferrable=False, **JOBSET, **kept, stand_in_steps=200)
+    run.wait_for_log("step 5/200")
+    run.terminate()
+    outcome, task = tune(run)
+    assert "The task was told to end; the job goes on, as on_kill_action says." in outcome.log
+    assert (task.state, task.try_number) == ("success", 2), outcome.log
+    assert len(desk.kube.created_pods) == 1
 
 
 @MODES
