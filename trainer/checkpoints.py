@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,10 @@ class CheckpointStore:
         """
         staged, final = self.staging_dir / f"checkpoint-{step}", self.output_dir / f"checkpoint-{step}"
         (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-        sync_tree(staged)
-        write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": _describe_files(staged)})
+        with ThreadPoolExecutor(max_workers=1) as beside:  # hashing takes a core, flushing the disk
+            described = beside.submit(_describe_files, staged)
+            sync_tree(staged)
+        write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": described.result()})
         aside = self._move_aside(final)
         staged.rename(final)
         sync_directory(self.output_dir)
