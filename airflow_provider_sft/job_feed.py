@@ -15,6 +15,7 @@ _FORBIDDEN, _NOT_FOUND, _GONE = 403, 404, 410
 _WATCH_S = 300
 # Bookmarks come every minute; a connection that is silent for longer is dead.
 _IDLE_S = _WATCH_S + 30.0
+_BREATH_S = 0.2  # where something in between ends every watch at once
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Feed:
                 version = await self.refresh()
                 while self._watchable:
                     version = await self._watch(version)
+                    await asyncio.sleep(_BREATH_S)
                 await asyncio.sleep(self._poll_interval_s)
             except Exception as error:  # noqa: BLE001  # told apart by its status
                 await self._take_failure(error)
