@@ -1,6 +1,7 @@
 """C2-C4, C8, C9: the config on its way from Airflow into the pod's process."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,9 @@ def test_long_config_arrives_as_variable_or_as_file(desk, deferrable, tmp_path, 
 def test_config_map_belongs_to_its_pod_and_goes_with_it(desk):
     run = desk.stand_in(deferrable=False, config=config_of(MAX_ENV_CONFIG_BYTES + 1), stand_in_steps=100)
     pod = desk.kube.wait_for_pod(lambda pod: pod["status"]["phase"] == "Running")
-    owners = desk.config_maps()[0].metadata.owner_references
+    deadline = time.monotonic() + 30  # a pod may run before it owns its config
+    while not (owners := desk.config_maps()[0].metadata.owner_references) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert [owner.uid for owner in owners] == [pod["metadata"]["uid"]]
     run.wait()
     assert desk.config_maps() == []

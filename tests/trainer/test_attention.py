@@ -172,7 +172,7 @@ def settings_for(tmp_path):
         ({"use_flash_attn": False}, DOCUMENT_CAUSAL),
         ({"attn_implementation": "eager"}, "eager"),
         ({"padding_free": False}, None),
-        ({"padding_free": False, "use_flash_attn": False}, "sdpa"),
+        ({"padding_free": False, "use_flash_attn": False}, None),
         ({"model_type": "bloom"}, None),
         ({"model_type": "gpt_oss"}, None),
     ],

@@ -22,6 +22,7 @@ from tests.trainer.test_ranks import TWO
 from tests.trainer.test_refusals import wait_for
 from tests.trainer.test_resume import step_reached
 
+PROJECT = Path(__file__).resolve().parents[2]
 ANY_USER = 12345
 
 
@@ -120,19 +121,26 @@ def volume(tiny_model_dir):
 
 
 def open_python(volume: Path) -> list[str]:
-    """Commands that bring this Python out of a home directory that no other user may enter."""
-    base = Path(sys.base_prefix).resolve()
-    closed = [parent for parent in base.parents if not parent.stat().st_mode & 0o001]
-    if not closed:
-        return []
-    aside = volume / "python"
-    aside.mkdir()
+    """Commands that bring Python and this project out of directories that no other user may enter."""
+    places = [Path(sys.base_prefix).resolve(), PROJECT, Path(sys.prefix).resolve()]
+    kept = {
+        place: volume / f"kept-{number}" for number, place in enumerate(places) if outermost_closed(place)
+    }
+    for aside in kept.values():
+        aside.mkdir()
     return [
-        f"mount --bind {base} {aside}",
-        f"mount -t tmpfs -o mode=755 tmpfs {closed[-1]}",
-        f"mkdir -p {base}",
-        f"mount --bind {aside} {base}",
+        *(f"mount --bind {place} {aside}" for place, aside in kept.items()),
+        *(
+            f"mount -t tmpfs -o mode=755 tmpfs {closed}"
+            for closed in {outermost_closed(place) for place in kept}
+        ),
+        *(f"mkdir -p {place} && mount --bind {aside} {place}" for place, aside in kept.items()),
     ]
+
+
+def outermost_closed(place: Path) -> Path | None:
+    closed = [parent for parent in (place, *place.parents) if not parent.stat().st_mode & 0o001]
+    return closed[-1] if closed else None
 
 
 def test_any_user_without_capabilities_on_a_read_only_root_trains(lora_config, run_trainer, volume, tweets):
