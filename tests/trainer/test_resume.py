@@ -50,8 +50,16 @@ def undisturbed(tiny_model_dir, tmp_path_factory):
 
 
 def step_reached(out):
+    return progress_field(out, "step")
+
+
+def attempt_reached(out):
+    return progress_field(out, "attempt")
+
+
+def progress_field(out, name):
     try:
-        return json.loads((out / "progress.json").read_text())["step"]
+        return json.loads((out / "progress.json").read_text())[name]
     except (OSError, ValueError):
         return 0
 
@@ -78,9 +86,9 @@ def test_sigterm_saves_and_the_next_attempt_ends_bit_equal(
 
 def test_sigkill_at_random_points_ends_bit_equal(config, start_trainer, run_trainer, undisturbed, tmp_path):
     out = tmp_path / "out"
-    for target in sorted(random.Random(time.time_ns()).sample(range(3, 24), 2)):
+    for attempt, target in enumerate(sorted(random.Random(time.time_ns()).sample(range(3, 24), 2)), 1):
         run = start_trainer(config)
-        wait_for(lambda target=target: step_reached(out) >= target)
+        wait_for(lambda run=(attempt, target): (attempt_reached(out), step_reached(out)) >= run)
         os.killpg(rank_group(run.process.pid), signal.SIGKILL)
         run.process.kill()
         run.wait()
