@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +46,6 @@ class JobRun(PodRun):
     _engine: Engine
     _event: dict[str, Any]
     _context: Context
-    _is_at_work = False
-    _is_ended = False
 
     @property
     def nodes_wanted(self) -> int:
@@ -68,7 +64,7 @@ class JobRun(PodRun):
         self._engine = choose_engine(self.engine, num_nodes=self.nodes_wanted, served=ServedEngines(self))
         manifests = self.build_manifests(self._engine, pod)
         claim = JobClaim(self, self._engine, context, pod.metadata.namespace)
-        with self._working_on_job():
+        with self._working():
             job = claim.find(manifests[-1]) or claim.create(manifests, pod)
             self._take_identity(job["metadata"])
             told = {"job_name": job["metadata"]["name"], "job_namespace": job["metadata"]["namespace"]}
@@ -101,32 +97,12 @@ class JobRun(PodRun):
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Result | None:
         """Back from the triggerer: `SFTJobTrigger` tells what it saw."""
-        with announcing(self, context), self._working_on_job():
+        with announcing(self, context), self._working():
             self._engine = find_engine(event["engine"])
             self._take_identity(event)
             return self._conclude_job(context, event)
 
-    def on_kill(self) -> None:
-        """The nodes get SIGTERM and their grace period to save; this task is no success, whatever comes of it.
-
-        Called by a signal, in the middle of anything: a second call into the log or the client could wait for ever for
-        the first one's lock. Whoever is at work ends the job at the next turn.
-        """
-        self._killed = True
-        if not self._is_at_work:
-            self._end_job()
-
-    @contextmanager
-    def _working_on_job(self) -> Iterator[None]:
-        self._is_at_work = True
-        try:
-            yield
-        finally:
-            self._is_at_work = False
-            if self._killed:
-                self._end_job()
-
-    def _end_job(self) -> None:
+    def _end_what_runs(self) -> None:
         """What a task does to its job that is told to end, once."""
         if self.pod and not self._is_ended and not self._keeps_job:
             self._is_ended = True

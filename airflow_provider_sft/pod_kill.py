@@ -26,7 +26,7 @@ class PodKill(PodAccess):
         """
         self._killed = True
         if not self._is_at_work:
-            self._end_pod()
+            self._end_what_runs()
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -36,9 +36,9 @@ class PodKill(PodAccess):
         finally:
             self._is_at_work = False
             if self._killed:
-                self._end_pod()
+                self._end_what_runs()
 
-    def _end_pod(self) -> None:
+    def _end_what_runs(self) -> None:
         """What a task does to its pod that is told to end, once."""
         if self._is_ended or self.pod is None:
             return
@@ -53,7 +53,7 @@ class PodKill(PodAccess):
     def _leaves_pod(self) -> bool:
         """Once it is told to end, the task ends its pod, and goes if that is kept."""
         if self._killed:
-            self._end_pod()
+            self._end_what_runs()
         return self._killed and self._is_kept_on_kill
 
     @property

@@ -8,8 +8,10 @@ import torch
 from accelerate.utils import DistributedType
 from trl import SFTConfig
 
+from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.outcome import Distributed
 from airflow_provider_sft.contract.settings import Settings
+from airflow_provider_sft.contract.wording import show
 from trainer.failures import wrong_config
 from trainer.rank import RunOrder
 
@@ -47,7 +49,7 @@ def build_training_args(settings: Settings, order: RunOrder) -> SFTConfig:
     """
     Making them starts the process group, so every rank must come here.
 
-    :raises ConfigError: transformers or trl find a contradiction
+    :raises ConfigError: transformers or trl find a contradiction, or FSDP has one process alone
     """
     given = settings.section("training")
     has_gpu = torch.cuda.is_available()
@@ -62,9 +64,15 @@ def build_training_args(settings: Settings, order: RunOrder) -> SFTConfig:
     if _evaluates(settings) and "eval_strategy" not in settings.given:
         options["eval_strategy"] = "epoch"
     try:
-        return SFTConfig(**options)
+        args = SFTConfig(**options)
     except (ValueError, TypeError) as error:
         raise wrong_config(error) from error
+    if given.get("fsdp") and args.world_size == 1:
+        raise ConfigError(
+            f"Config key 'fsdp' is {show(given['fsdp'])}, and this run is one process, which has nobody to share the model with. "
+            "Drop the key, or request more GPUs."
+        )
+    return args
 
 
 def _evaluates(settings: Settings) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import traceback
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from airflow_provider_sft.contract.errors import (
@@ -52,7 +53,7 @@ def classify(error: BaseException, *, model: str) -> SFTError:
     for cause in _chain(error):
         if isinstance(cause, SFTError):
             return cause
-        for kind in (_from_system, _from_files, _from_runtime):
+        for kind in (_from_system, _from_packages, _from_files, _from_runtime):
             if (known := kind(cause)) is not None:
                 return known
         if (known := _from_hub(cause, model)) is not None:
@@ -83,6 +84,15 @@ def _from_system(error: BaseException) -> SFTError | None:
         return AccessDeniedError(f"{error.strerror}{path}.")
     if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
         return TransientError(f"{error.strerror}{path}.")
+    return None
+
+
+def _from_packages(error: BaseException) -> SFTError | None:
+    """A library that the config asks for and this image lacks: no retry brings it. A name that moved is our own fault."""
+    if isinstance(error, PackageNotFoundError) or (type(error) is ImportError and "requires" in str(error)):
+        return ConfigError(
+            f"The config asks for a package that is not installed here: {_one_line(error)} Drop the key, or use an image with it."
+        )
     return None
 
 

@@ -1,6 +1,7 @@
 """What libraries raise, as the exit code and the sentence of a run."""
 
 import errno
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ RAISED = [
         "",
     ),
     (RuntimeError("[gloo] Connection closed by peer"), ExitCode.LOST_RANK, "another rank was lost"),
+    (PackageNotFoundError("deepspeed>=0.9.3"), ExitCode.CONFIG, "a package that is not installed here"),
+    (ImportError("Using `x` requires the Y library"), ExitCode.CONFIG, "requires the Y library Drop the key"),
+    (ImportError("cannot import name 'x'"), ExitCode.INTERNAL, "cannot import name"),
     (KeyError("x"), ExitCode.INTERNAL, "KeyError: 'x'"),
 ]
 

@@ -50,6 +50,17 @@ def test_malformed_line_ends_65_with_file_and_line(run_trainer, lora_config, twe
     assert f"{tweets} line 17" in run.result["reason"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"fsdp": "full_shard"}, "'fsdp' is 'full_shard', and this run is one process"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "asks for a package that is not installed here"),
+    ],
+)
+def test_key_that_this_process_cannot_follow_ends_64(run_trainer, lora_config, keys, sentence):
+    assert sentence in run_trainer({**lora_config, **keys}, code=64).result["reason"]
+
+
 @pytest.mark.parametrize("peft_method", ["lora", "none"])
 def test_learning_rate_of_1e12_ends_68_and_leaves_no_model(run_trainer, lora_config, tmp_path, peft_method):
     run = run_trainer({**lora_config, "learning_rate": 1e12, "peft_method": peft_method}, code=68)
