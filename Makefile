@@ -8,7 +8,7 @@ ARGS ?=
 CODE := airflow_provider_sft trainer dags tests tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults check format bench image image-pins image-test cluster-test vllm schema pin clean
+.PHONY: help install demo test faults check format bench image image-pins gpu-test image-test cluster-test vllm schema pin clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +43,9 @@ format: install ## apply what check asks for, where it can be applied
 
 bench: install ## every tests/bench/bench_*.py
 	$(BIN)/python -m tools.bench $(ARGS)
+
+gpu-test: install ## the trainer on this machine's GPU: its kernels, quantised bases, memory, a resume
+	$(BIN)/python -m pytest -v -m gpu tests/gpu $(ARGS)
 
 image: ## build the trainer image
 	images/build.sh $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -73,6 +74,15 @@ def build_training_args(settings: Settings, order: RunOrder) -> SFTConfig:
             "Drop the key, or request more GPUs."
         )
     return args
+
+
+def choose_device(args: SFTConfig) -> torch.device | None:
+    """Where this rank's model loads: its own accelerator; None where FSDP or DeepSpeed deal the weights out."""
+    kinds = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+    dealt_out = any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in kinds)
+    if dealt_out or args.fsdp or args.deepspeed or args.device.type == "cpu":
+        return None
+    return args.device
 
 
 def _evaluates(settings: Settings) -> bool:

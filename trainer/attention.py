@@ -6,7 +6,8 @@ start: transformers' sdpa would build a dense mask, tokens by tokens, and comput
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -214,8 +215,16 @@ def _varlen_fits(query: Tensor, value: Tensor, dropout: float) -> bool:
         and query.dtype in _VARLEN_DTYPES
         and query.shape[-1] == value.shape[-1] <= _VARLEN_MAX_HEAD_DIM
         and dropout == 0.0
-        and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+        and "window_size" in _varlen_options()
     )
+
+
+@functools.cache
+def _varlen_options() -> frozenset[str]:
+    """What this torch's varlen_attn takes: `window_size` and `scale` came with 2.11, `enable_gqa` with 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _attend_varlen(
@@ -224,6 +233,12 @@ def _attend_varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     longest = longest or int(boundaries.diff().max())
+    options: dict[str, Any] = {}
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        if "enable_gqa" in _varlen_options():
+            options["enable_gqa"] = True
+        else:
+            key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     own_query, own_key, own_value = (states[0].transpose(0, 1) for states in (query, key, value))
     output = varlen_attn(
         own_query,
@@ -235,7 +250,7 @@ def _attend_varlen(
         longest,
         scale=scaling,
         window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **options,
     )
     return cast("Tensor", output)[None]
 

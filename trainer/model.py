@@ -64,10 +64,17 @@ def _set_token(tokenizer: PreTrainedTokenizerBase, key: str, token: str) -> None
     setattr(tokenizer, key, token)
 
 
-def load_model(settings: Settings, *, attention: str | None, quantization: Any = None) -> PreTrainedModel:
+def load_model(
+    settings: Settings,
+    *,
+    attention: str | None,
+    device: torch.device | None = None,
+    quantization: Any = None,
+) -> PreTrainedModel:
     """The base model in the config's dtype (bfloat16 unless said otherwise), from safetensors alone.
 
     :param attention: transformers' `attn_implementation`; None lets transformers choose
+    :param device: straight onto this accelerator, without a copy in the container's memory; None loads on the CPU
     """
     values = settings.values
     kwargs: dict[str, Any] = {
@@ -80,6 +87,8 @@ def load_model(settings: Settings, *, attention: str | None, quantization: Any =
     }
     if attention:
         kwargs.setdefault("attn_implementation", attention)
+    if device is not None:
+        kwargs.setdefault("device_map", {"": device})
     if quantization is not None:
         kwargs["quantization_config"] = quantization
     name = values["model_name_or_path"]

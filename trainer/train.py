@@ -18,7 +18,7 @@ from airflow_provider_sft.contract.errors import InternalError, InterruptedRunEr
 from airflow_provider_sft.contract.names import LOG_LEVEL_ENV_VAR
 from airflow_provider_sft.contract.settings import Settings, resolve_config
 from trainer.activation import check_invocation
-from trainer.arguments import build_training_args, effective_distributed
+from trainer.arguments import build_training_args, choose_device, effective_distributed
 from trainer.attention import choose_attention
 from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, StopCallback, loss_limit
 from trainer.checkpoints import CheckpointStore, checkpoint_step
@@ -35,6 +35,7 @@ from trainer.resume import check_resume
 from trainer.run_dir import STATISTICS_FILE
 from trainer.samples import sample_after, sample_before
 from trainer.save import model_kind_of, save_final
+from trainer.streams import outlast_readers
 from trainer.trackers import build_trackers
 from trainer.tuning import apply_peft, build_quantization
 
@@ -58,9 +59,8 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     check_invocation(data.train, settings, tokenizer, say=channel.notice)
 
     transformers.set_seed(args.seed)
-    model = load_model(
-        settings, attention=choose_attention(settings), quantization=build_quantization(settings)
-    )
+    attention, quantization = choose_attention(settings), build_quantization(settings)
+    model = load_model(settings, attention=attention, device=choose_device(args), quantization=quantization)
     multiple_of = settings.values["embedding_size_multiple_of"]
     new_rows = grow_vocabulary(model, loaded, multiple_of=multiple_of, say=channel.notice)
     sample_before(model, tokenizer, data.statistics, settings, output_dir)
@@ -125,6 +125,7 @@ def build_reporters(
 
 def main() -> int:
     """Run one rank; how it ended goes to the parent through a file, so that it survives accelerate's launcher."""
+    outlast_readers()
     logging.basicConfig(
         stream=sys.stderr,
         level=os.environ.get(LOG_LEVEL_ENV_VAR, "INFO").upper(),
