@@ -5,10 +5,16 @@ read the config → lock output_dir → finished already? → start the ranks an
 
 from __future__ import annotations
 
+from trainer.stop import StopRequest
+
+_STOP = StopRequest()
+if __name__ == "__main__":
+    # Before all other imports: until then SIGTERM ends this process as it ends any, with nothing said.
+    _STOP.install()
+
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,20 +31,20 @@ from airflow_provider_sft.contract.validation import validate_config
 from trainer.failures import classify
 from trainer.outcome import failed_result
 from trainer.parent import tune
-from trainer.supervise import StopRequest
+from trainer.scratch import private_scratch
+from trainer.streams import outlast_readers
 
 log = logging.getLogger("trainer")
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
+    outlast_readers()
     logging.basicConfig(
         stream=sys.stderr,
         level=environ.get(LOG_LEVEL_ENV_VAR, "INFO").upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    stop = StopRequest()
-    stop.install()
-    result = run(environ, stop)
+    result = run(environ, _STOP)
     _tell(result)
     _write_termination_message(environ, result)
     return result["exit_code"]
@@ -49,8 +55,8 @@ def run(environ: Mapping[str, str], stop: StopRequest) -> Result:
     try:
         config = read_config(environ)
         validate_config(config)
-        with tempfile.TemporaryDirectory(prefix="sft-", ignore_cleanup_errors=True) as scratch:
-            return tune(config, environ, Path(scratch), stop)
+        with private_scratch() as scratch:
+            return tune(config, environ, scratch, stop)
     except SFTError as error:
         return failed_result(error)
     except Exception as error:  # an unreadable model or a full volume is no internal error
@@ -83,6 +89,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     """The config comes from the environment; `check` is the one argument there is."""
     if not arguments:
         return main()
+    _STOP.uninstall()  # nothing below has anything to save
     if list(arguments) == ["check"]:
         from trainer.check import check
 

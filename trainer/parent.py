@@ -28,7 +28,8 @@ from trainer.outcome import failed_result, succeeded_result
 from trainer.preflight import check_request, check_room
 from trainer.rank import ParentChannel, RankOutcome, RunOrder
 from trainer.run_dir import RunDir, RunIdentity, identify_run
-from trainer.supervise import StopRequest, Supervisor
+from trainer.stop import StopRequest
+from trainer.supervise import Supervisor
 from trainer.tracker_settings import find_tracker_url, tracker_environment
 
 log = logging.getLogger("trainer")
@@ -52,11 +53,7 @@ def tune(config: Config, environ: Mapping[str, str], scratch_dir: Path, stop: St
     identity = identify_run(config, data_sha256=data_sha256, run_id=environ.get(RUN_ID_ENV_VAR, ""))
     run_dir.prepare()
 
-    def lose_lock() -> None:
-        stop.lock_lost = True
-        stop.on_signal(2)
-
-    with RunLock(run_dir.path, identity.run_id, on_lost=lose_lock):
+    with RunLock(run_dir.path, identity.run_id, on_lost=stop.lose_lock):
         if settings.values.get("overwrite"):
             run_dir.make_room_for(identity, config)
         if finished := run_dir.finished(identity):

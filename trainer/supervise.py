@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from airflow_provider_sft.contract.errors import (
     HangError,
@@ -25,38 +23,12 @@ from airflow_provider_sft.contract.exit_codes import ExitCode
 from airflow_provider_sft.contract.progress import describe_duration
 from trainer.launch import RANK_MODULE, Launch
 from trainer.rank import ParentChannel, RankOutcome
-
-log = logging.getLogger("trainer")
+from trainer.stop import StopRequest
 
 _POLL_S = 0.1
 # After the first rank failed, the others get this long to notice before they are killed.
 _LINGER_S = 10.0
 _FAILURES = {kind.exit_code: kind for kind in SFTError.__subclasses__()}
-
-
-class StopRequest:
-    """SIGTERM and SIGINT to the parent: the first asks the ranks to save and stop, a SIGINT after it ends them at once.
-
-    Another SIGTERM changes nothing: a worker's end sends one to a trainer that its task's end has already told.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.lock_lost = False
-        self.on_signal: Callable[[int], None] = lambda _count: None
-
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.count and number == signal.SIGTERM:
-            return
-        self.count += 1
-        log.warning(
-            "Received %s: %s.", signal.Signals(number).name, "saving" if self.count == 1 else "ending at once"
-        )
-        self.on_signal(self.count)
 
 
 @dataclass
@@ -71,6 +43,7 @@ class Supervisor:
     channel: ParentChannel
     stop: StopRequest
     hang_timeout_s: float
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def run(self) -> RankOutcome:
         """The outcome of rank 0.
@@ -80,16 +53,18 @@ class Supervisor:
         """
         oom_kills_before = count_oom_kills()
         started = time.time()
+        self.stop.on_signal = self._pass_on
         # A session of its own: a terminal's Ctrl-C reaches the parent alone, and the whole group can be ended.
         process = subprocess.Popen(self.launch.argv, env=dict(self.env), start_new_session=True)  # noqa: S603
-        self.stop.on_signal = lambda count: self._pass_on(process, count)
+        self._process = process
         if self.stop.count:
-            self._pass_on(process, self.stop.count)
+            self._pass_on(self.stop.count)
         try:
             self._watch(process, started)
         finally:
-            self.stop.on_signal = lambda _count: None
-            self._kill_all(process)
+            self._kill_all(process.pid)
+            process.wait()
+            self.stop.on_signal = None
         return self._conclude(process.returncode, oom=count_oom_kills() > oom_kills_before)
 
     def _watch(self, process: subprocess.Popen[bytes], started: float) -> None:
@@ -109,24 +84,26 @@ class Supervisor:
                 f"Rank {rank} showed no sign of life for {describe_duration(self.hang_timeout_s)} (hang_timeout_s)."
             )
 
-    def _pass_on(self, process: subprocess.Popen[bytes], count: int) -> None:
+    def _pass_on(self, count: int) -> None:
+        """In a signal's middle: it sends signals and waits for nothing."""
+        if not (process := self._process):
+            return  # `run` comes here again once it has started one
         if count > 1:
-            self._kill_all(process)
+            self._kill_all(process.pid)
             return
         # The ranks themselves, not accelerate's launcher: it would end them after 30 s, saved or not.
         for pid in self.channel.rank_pids() or [process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    def _kill_all(self, process: subprocess.Popen[bytes]) -> None:
+    def _kill_all(self, launcher: int) -> None:
         """Whatever is left, stopped processes too: the launcher's group, and the ranks, which have sessions of their
         own under it.
         """
         for pid in self.channel.rank_pids():
             if is_running(pid, RANK_MODULE):
                 _kill(os.kill, pid)
-        _kill(os.killpg, process.pid)
-        process.wait()
+        _kill(os.killpg, launcher)
 
     def _conclude(self, returncode: int, *, oom: bool) -> RankOutcome:
         outcomes = self.channel.outcomes()
@@ -135,6 +112,8 @@ class Supervisor:
         )
         if self.stop.lock_lost:
             raise InterruptedRunError("Another run has taken output_dir over; this one ended without saving.")
+        if self.stop.count > 1:
+            raise InterruptedRunError("Ended at once by a second signal; nothing new was saved.")
         # The ranks that outlive one killed for memory report a lost connection, which is not what a person can mend.
         if failures and not (oom and failures[0].exit_code == ExitCode.LOST_RANK):
             raise _to_error(failures[0])

@@ -91,6 +91,7 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
         self.termination_grace_period_s = termination_grace_period_s
         self._process: subprocess.Popen[bytes] | None = None
         self._kill_at_s: float | None = None  # by time.monotonic(), once the task was told to end
+        self._is_told = False  # the trainer was: a second SIGTERM would end it at once
 
     @property
     def command(self) -> list[str]:
@@ -102,10 +103,11 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
             return self._tune(self.check_config(), context)
 
     def on_kill(self) -> None:
-        """The trainer gets SIGTERM and saves; `execute` waits for it and fails the task."""
+        """The trainer gets SIGTERM and saves; `execute` waits for it and fails the task. Airflow may call it twice."""
         if self._kill_at_s is None:
             self._kill_at_s = time.monotonic() + self.termination_grace_period_s
-        if self._process and self._process.poll() is None:
+        if self._process and not self._is_told:
+            self._is_told = True
             self._process.terminate()
 
     def _tune(self, config: Config, context: Context) -> Result:
@@ -120,6 +122,8 @@ class LocalSFTTrainerOperator(ConfigField, BaseOperator):
     def _run(self, config: Config, run_id: str, scratch: Path, report: ProgressReport) -> int:
         self._process = _start(self.command, self._environment(config, run_id, scratch))
         try:
+            if self._kill_at_s is not None:  # told while it was being started
+                self.on_kill()
             self._follow(self._process, report)
         except BaseException:  # a time-out, or Airflow 2's AirflowTaskTerminated
             self.on_kill()
@@ -185,8 +189,9 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A worker that is killed outright takes the trainer along, which saves; the retry resumes.
-            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
+            # A worker that is killed outright takes the trainer along, which saves; the retry resumes. Not SIGTERM: to a
+            # trainer that on_kill has told already it would be the second, which ends at once and saves nothing.
+            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP),  # noqa: PLW1509
         )
     except OSError as error:
         raise LaunchFailure(f"The trainer cannot be started: {error}. Check {command[0]}.") from error

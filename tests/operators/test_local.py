@@ -7,12 +7,14 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, Asset
 
 from airflow_provider_sft import failures
 from airflow_provider_sft.operators import LocalSFTTrainerOperator
 from tests.operators.task import make_context, make_operator, render, run
+from tests.trainer.test_refusals import wait_for
 
 STAND_IN = str(Path(__file__).with_name("stand_in.py"))
 CONFIG = {
@@ -191,6 +193,40 @@ def test_local_worker_killed_outright_takes_the_trainer_along(tmp_path):
     while trainer.exists() and trainer.read_bytes() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not (trainer.exists() and trainer.read_bytes())
+
+
+def test_local_trainer_is_told_once_however_often_airflow_says_it(capsys):
+    operator = make(STAND_IN_STEPS="500", STAND_IN_ON_TERM="save", STAND_IN_SAVE_S="1")
+    for seconds in (0.6, 1.0):
+        threading.Timer(seconds, operator.on_kill).start()
+    with pytest.raises(failures.InterruptedFailure, match="told to end"):
+        run(operator)
+    assert capsys.readouterr().out.count("saving") == 1
+
+
+def test_local_worker_killed_after_its_task_was_told_to_end_costs_no_save(lora_config, tmp_path):
+    """A real trainer: the task's end tells it to save, and the death of the task's process is no second request."""
+    operator = make_operator(
+        LocalSFTTrainerOperator, config={**lora_config, "max_steps": 100_000, "save_strategy": "no"}
+    )
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGTERM, lambda *_: operator.on_kill())
+        run(operator)
+        os._exit(0)
+    out = tmp_path / "out"
+    wait_for((out / "progress.json").exists)
+    [trainer] = psutil.Process(child).children()
+    [rank] = trainer.children()
+    rank.suspend()
+    os.kill(child, signal.SIGTERM)
+    time.sleep(1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    rank.resume()
+    wait_for((out / "result.json").exists)
+    result = json.loads((out / "result.json").read_text())
+    assert (result["exit_code"], result["last_checkpoint_step"]) == (206, result["steps"])
 
 
 def test_local_log_shows_progress_as_a_readable_line(capsys):

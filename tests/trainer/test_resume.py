@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -18,7 +17,6 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.conftest import TrainerRun
 from tests.trainer.test_refusals import wait_for
-from trainer.checkpoints import find_flaw
 
 
 def weights(directory):
@@ -179,64 +177,3 @@ def test_other_number_of_processes_resumes_and_says_what_that_changes(config, ru
         "checkpoint-4 was written by one process and this run has 2 processes" in notice
         for notice in json.loads((tmp_path / "out" / "result.json").read_text())["notices"]
     )
-
-
-@pytest.mark.parametrize(
-    "sign",
-    [
-        ".sft.lock.json",  # the parent alone
-        "attempts.jsonl",  # a rank is started
-        ".sft.prepared",  # a rank prepares rows
-        ".sft.statistics.json",  # a rank loads the model
-    ],
-)
-def test_sigterm_before_the_first_step_is_206_and_never_a_success(start_trainer, lora_config, tmp_path, sign):
-    run = start_trainer(lora_config)
-    wait_for((tmp_path / "out" / sign).exists, poll_s=0.002)
-    run.process.send_signal(signal.SIGTERM)
-    assert run.wait() == 206
-    assert run.result["status"] == "interrupted"
-    assert not (tmp_path / "out" / ".complete").exists()
-
-
-def test_sigterm_before_python_has_read_anything_is_no_success(start_trainer, lora_config, tmp_path):
-    run = start_trainer(lora_config)
-    run.process.send_signal(signal.SIGTERM)
-    assert run.wait() in (-signal.SIGTERM, 206)
-    assert not (tmp_path / "out" / ".complete").exists()
-
-
-def is_saving(out):
-    with contextlib.suppress(FileNotFoundError):
-        return any((out / ".staging").glob("checkpoint-*"))
-    return False
-
-
-def test_sigterm_while_saving_leaves_whole_checkpoints_only(start_trainer, config, tmp_path):
-    out = tmp_path / "out"
-    run = start_trainer({**config, "save_steps": 1, "max_steps": 100_000, "save_total_limit": 3})
-    wait_for(lambda: is_saving(out), poll_s=0.001)
-    run.process.send_signal(signal.SIGTERM)
-    assert run.wait() == 206
-    checkpoints = {path.name: find_flaw(path) for path in out.glob("checkpoint-*")}
-    assert set(checkpoints.values()) == {None}
-    assert f"checkpoint-{run.result['steps']}" in checkpoints
-
-
-def test_sigint_after_sigterm_ends_at_once(start_trainer, lora_config, tmp_path):
-    run = start_trainer({**lora_config, "max_steps": 100_000, "save_strategy": "no"})
-    wait_for(lambda: step_reached(tmp_path / "out") >= 1)
-    run.process.send_signal(signal.SIGTERM)
-    run.process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    assert run.wait() == 206
-    assert time.monotonic() - started < 10
-
-
-def test_second_sigterm_does_not_keep_the_first_from_saving(start_trainer, lora_config, tmp_path):
-    run = start_trainer({**lora_config, "max_steps": 100_000, "save_strategy": "no"})
-    wait_for(lambda: step_reached(tmp_path / "out") >= 1)
-    run.process.send_signal(signal.SIGTERM)
-    run.process.send_signal(signal.SIGTERM)
-    assert run.wait() == 206
-    assert run.result["last_checkpoint_step"] >= 1

@@ -1,0 +1,153 @@
+"""SIGTERM at any time: 206, what can be saved is saved, and a second one ends everything at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.trainer.test_refusals import wait_for
+from tests.trainer.test_resume import is_alive, rank_group, step_reached
+from trainer.checkpoints import find_flaw
+
+
+@pytest.fixture
+def endless(lora_config):
+    return {**lora_config, "max_steps": 100_000, "save_strategy": "no"}
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        ".sft.lock.json",  # the parent alone
+        "attempts.jsonl",  # a rank is started
+        ".sft.prepared",  # a rank prepares rows
+        ".sft.statistics.json",  # a rank loads the model
+    ],
+)
+def test_sigterm_before_the_first_step_is_206_and_never_a_success(start_trainer, lora_config, tmp_path, sign):
+    run = start_trainer(lora_config)
+    wait_for((tmp_path / "out" / sign).exists, poll_s=0.002)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 206
+    assert run.result["status"] == "interrupted"
+    assert not (tmp_path / "out" / ".complete").exists()
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.01, 0.03, 0.1, 0.3])
+def test_sigterm_while_the_parent_imports_is_206(start_trainer, lora_config, tmp_path, delay_s):
+    run = start_trainer(lora_config)
+    wait_for(lambda: catches_sigterm(run.process.pid), poll_s=0.001)
+    time.sleep(delay_s)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 206
+    assert not (tmp_path / "out" / ".complete").exists()
+
+
+def catches_sigterm(pid: int) -> bool:
+    """By the mask of caught signals: bit n - 1 stands for signal n."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_handler_stands_before_anything_else_is_imported():
+    """Until then SIGTERM ends Python as it ends any process: the window is the interpreter's own start."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-P", "-m", "trainer", "no-such-argument"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    loaded = [line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "import time:" in line]
+    before = set(loaded[: loaded.index("trainer.stop")])
+    assert not before & {"logging", "json", "trainer.parent", "airflow_provider_sft.contract.codec", "yaml"}
+    assert {"logging", "json", "trainer.parent"} <= set(loaded)
+
+
+def is_saving(out):
+    with contextlib.suppress(FileNotFoundError):
+        return any((out / ".staging").glob("checkpoint-*"))
+    return False
+
+
+def test_sigterm_while_saving_leaves_whole_checkpoints_only(start_trainer, endless, tmp_path):
+    out = tmp_path / "out"
+    run = start_trainer({**endless, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 3})
+    wait_for(lambda: is_saving(out), poll_s=0.001)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 206
+    checkpoints = {path.name: find_flaw(path) for path in out.glob("checkpoint-*")}
+    assert set(checkpoints.values()) == {None}
+    assert f"checkpoint-{run.result['steps']}" in checkpoints
+
+
+def test_second_sigterm_ends_everything_at_once_and_older_checkpoints_stay_whole(
+    start_trainer, endless, tmp_path
+):
+    """The rank is stopped: it would save when it goes on, and nobody waits for that."""
+    out = tmp_path / "out"
+    run = start_trainer({**endless, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2})
+    wait_for(lambda: step_reached(out) >= 5)
+    below = psutil.Process(run.process.pid).children(recursive=True)
+    psutil.Process(rank_group(run.process.pid)).suspend()
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(timeout_s=5) == 206
+    assert run.result["reason"].startswith("Ended at once by a second signal")
+    assert [process for process in below if is_alive(process)] == []
+    checkpoints = {path.name: find_flaw(path) for path in out.glob("checkpoint-*")}
+    assert set(checkpoints.values()) == {None}
+
+
+def test_second_sigterm_where_no_rank_runs_ends_the_parent_at_once(start_trainer, lora_config, tmp_path):
+    """A lock of a run on another host: whether that run lives takes seconds to tell."""
+    (tmp_path / "out").mkdir()
+    holder = {"token": "a", "run_id": "b", "host": "elsewhere", "boot": "c", "pid": 1, "beat": 1}
+    (tmp_path / "out" / ".sft.lock.json").write_text(json.dumps(holder))
+    run = start_trainer(lora_config)
+    wait_for((tmp_path / "out" / ".sft.lock").exists, poll_s=0.01)
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(timeout_s=3) == 206
+    assert not (tmp_path / "out" / ".complete").exists()
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGTERM, signal.SIGTERM),  # a service manager and a worker, of one cause
+        (signal.SIGHUP,),  # the worker was killed outright
+    ],
+)
+def test_end_that_is_told_twice_is_told_once(start_trainer, endless, tmp_path, numbers):
+    run = start_trainer(endless)
+    wait_for(lambda: step_reached(tmp_path / "out") >= 1)
+    for number in numbers:
+        run.process.send_signal(number)
+    assert run.wait() == 206
+    assert run.result["last_checkpoint_step"] == run.result["steps"] >= 1
+
+
+def test_worker_killed_after_it_told_the_trainer_to_end_costs_no_save(start_trainer, endless, tmp_path):
+    run = start_trainer(endless)
+    wait_for(lambda: step_reached(tmp_path / "out") >= 1)
+    rank = psutil.Process(rank_group(run.process.pid))
+    rank.suspend()
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    run.process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    rank.resume()
+    assert run.wait() == 206
+    assert run.result["last_checkpoint_step"] == run.result["steps"] >= 1
