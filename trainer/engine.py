@@ -23,6 +23,7 @@ from trainer.callbacks import FiniteCallback
 from trainer.checkpoints import STAGING_DIR, CheckpointStore
 from trainer.consensus import Consensus
 from trainer.files import prove_writable, read_json, write_json
+from trainer.rehearsal import needs_rehearsal, rehearse
 
 Batch = dict[str, Any]
 NOT_TRAINED = -100  # the label of a position outside the loss
@@ -45,7 +46,7 @@ class Engine(SFTTrainer):
         self._store = store
         self._facts = facts
         self._finite = finite
-        self._saving = False
+        self._saving = self._rehearses = False
         collator = kwargs.pop("data_collator")
         args, config = kwargs["args"], kwargs["model"].config.get_text_config()
         if args.ddp_find_unused_parameters is None and not getattr(config, "num_experts_per_tok", None):
@@ -112,6 +113,16 @@ class Engine(SFTTrainer):
         self._last_loss: Tensor = super().training_step(*args, **kwargs)
         return self._last_loss
 
+    def get_batch_samples(self, *args: Any) -> Any:
+        batches, num_items = super().get_batch_samples(*args)
+        if self._rehearses and batches:
+            self._rehearses = False
+            model = self.model_wrapped
+            if needs_rehearsal(model):
+                rehearse(model, lambda: self.training_step(model, batches[0], num_items))
+                self._counts = None
+        return batches, num_items
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if grad_norm is not None:
@@ -123,6 +134,7 @@ class Engine(SFTTrainer):
             self.add_callback(callback)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        self._rehearses = bool(resume_from_checkpoint)
         if resume_from_checkpoint:
             counts = read_json(Path(resume_from_checkpoint) / COUNTS_FILE) or {}
             self.trained_tokens = int(counts.get("trained_tokens", 0))
