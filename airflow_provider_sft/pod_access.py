@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pendulum
 from airflow.providers.cncf.kubernetes.callbacks import ExecutionMode
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from kubernetes.client import models as k8s
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FORBIDDEN, _NOT_FOUND = 403, 404
-_LOG_TIMEOUT_S = (10, 60)  # connect, read
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
 
 
 class PodAccess(KubernetesPodOperator):
@@ -72,27 +73,36 @@ class PodAccess(KubernetesPodOperator):
             return []
         return [to_plain(event) for event in events.items]
 
-    def _read_log(self, watch: PodWatch, container: str) -> None:
+    def _read_log(self, watch: PodWatch, container: str, *, follow: bool = False) -> None:
+        """What is new in it; to its last line, as the container writes it, where it is followed."""
         if "log" in self._forbidden:
             return
-        metadata = self._identity
         since_seconds = watch.window(container).begin_read()
+        stamped_lines = self._fetch_log(container, since_seconds, follow=follow)
+        for line in self._as_far_as_it_comes(watch.take_log(container, stamped_lines)):
+            stamp = watch.window(container).read_until
+            self._call_back_line(line, stamp=stamp, container=container, pod=self.pod)
+
+    def _fetch_log(self, container: str, since_seconds: int | None, *, follow: bool) -> Iterator[str]:
+        metadata, silence_s = self._identity, (self.termination_grace_period or 0) if follow else 0
+        response = self.client.read_namespaced_pod_log(
+            metadata.name,
+            metadata.namespace,
+            container=container,
+            timestamps=True,
+            follow=follow,
+            since_seconds=since_seconds,
+            _preload_content=False,
+            _request_timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S + silence_s),
+        )
+        for line in response:
+            yield line.decode(errors="replace").rstrip("\n")
+
+    def _as_far_as_it_comes(self, lines: Iterator[str]) -> Iterator[str]:
         try:
-            response = self.client.read_namespaced_pod_log(
-                metadata.name,
-                metadata.namespace,
-                container=container,
-                timestamps=True,
-                since_seconds=since_seconds,
-                _preload_content=False,
-                _request_timeout=_LOG_TIMEOUT_S,
-            )
-            text = response.data.decode(errors="replace")
+            yield from lines
         except Exception as error:  # noqa: BLE001  # a lost log is no lost training
             self._note_refusal("log", error)
-            return
-        for line in watch.take_log(container, text.rstrip("\n").split("\n") if text else []):
-            self._call_back("progress_callback", None, line=line, container_name=container, pod=self.pod)
 
     def _note_refusal(self, what: str, error: Exception) -> None:
         self.log.warning("The pod's %s cannot be read: %s", what, describe_api_error(error))
@@ -104,6 +114,12 @@ class PodAccess(KubernetesPodOperator):
             self.patiently(lambda: self.pod_manager.delete_pod(self.pod))
         except Exception as error:  # noqa: BLE001  # the outcome counts more
             self.log.warning("Pod %s cannot be deleted: %s", self._identity.name, describe_api_error(error))
+
+    def _call_back_line(self, line: str, *, stamp: str, container: str, pod: k8s.V1Pod) -> None:
+        """:param stamp: the line's time, in RFC 3339"""
+        if self.callbacks:
+            told = {"line": line, "container_name": container, "timestamp": pendulum.parse(stamp), "pod": pod}
+            self._call_back("progress_callback", None, **told)
 
     def _call_back(self, name: str, context: Context | None, **arguments: Any) -> None:
         told = {"client": self.client, "mode": ExecutionMode.SYNC, "operator": self, "context": context}

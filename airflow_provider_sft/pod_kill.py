@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from airflow_provider_sft.api_patience import describe_api_error
 from airflow_provider_sft.pod_access import PodAccess
 
 _GLANCE_S = 0.5
+# Beyond the grace period: a lost node keeps its pod for as long as nobody takes it away.
+_LEAVING_MARGIN_S = 120.0
 
 
 class PodKill(PodAccess):
@@ -17,6 +20,7 @@ class PodKill(PodAccess):
 
     _is_at_work = False
     _is_ended = False
+    _leaves_at_s = math.inf
 
     def on_kill(self) -> None:
         """The pod gets SIGTERM and its grace period to save; this task is no success, whatever comes of it.
@@ -43,6 +47,7 @@ class PodKill(PodAccess):
         if self._is_ended or self.pod is None:
             return
         self._is_ended = True
+        self._leaves_at_s = time.monotonic() + (self.termination_grace_period or 0) + _LEAVING_MARGIN_S
         try:
             super().on_kill()
         except Exception as error:  # noqa: BLE001  # the task's own end counts more
@@ -51,10 +56,10 @@ class PodKill(PodAccess):
             self.log.info("The task is told to end; the pod %s.", self._fate)
 
     def _leaves_pod(self) -> bool:
-        """Once it is told to end, the task ends its pod, and goes if that is kept."""
+        """Once it is told to end, the task ends its pod, and goes if that is kept, or never goes."""
         if self._killed:
             self._end_what_runs()
-        return self._killed and self._is_kept_on_kill
+        return self._killed and (self._is_kept_on_kill or time.monotonic() > self._leaves_at_s)
 
     @property
     def _fate(self) -> str:
@@ -68,7 +73,8 @@ class PodKill(PodAccess):
         return bool(getattr(self, "on_kill_action", "") == "keep_pod")  # not in all provider versions
 
     def _rest(self, seconds: float) -> None:
-        """Cut short when the task is told to end: what the pod says while it saves is there for a moment only."""
-        was_killed, end_s = self._killed, time.monotonic() + seconds
+        """Short once the task is told to end: what the pod says while it saves is there for a moment only."""
+        end_s = time.monotonic() + (min(seconds, _GLANCE_S) if self._killed else seconds)
+        was_killed = self._killed
         while self._killed == was_killed and (left_s := end_s - time.monotonic()) > 0:
             time.sleep(min(left_s, _GLANCE_S))

@@ -21,6 +21,7 @@ class LogWindow:
         self.read_until = (
             ""  # the time of the newest line so far; set by who goes on where another reader stopped
         )
+        self._goes_on_after: str | None = None
         self._read_at_s: float | None = None
         self._started_at_s = 0.0
         self._seen: Counter[str] = Counter()
@@ -33,20 +34,26 @@ class LogWindow:
         )
 
     def take(self, stamped_lines: Iterable[str]) -> Iterator[str]:
-        """The new ones among lines `<RFC 3339 time> <text>`, without the time. Only a read that arrived whole."""
-        lines = list(stamped_lines)
-        if self._read_at_s is None and self.read_until:
-            lines = [line for line in lines if _stamp(line) > self.read_until]
-        self._read_at_s = self._started_at_s
-        self.read_until = max(map(_stamp, lines), default=self.read_until)
-        before, self._seen = self._seen, Counter(lines)
+        """The new ones among lines `<RFC 3339 time> <text>`, without the time, as they come.
+
+        A read that breaks off passes its error on, and the next one brings the rest.
+        """
+        if self._goes_on_after is None:
+            self._goes_on_after = self.read_until
+        taken: Counter[str] = Counter()
+        try:
+            yield from self._new_ones(stamped_lines, taken, after=self._goes_on_after)
+        except Exception:
+            self._seen |= taken
+            raise
+        self._read_at_s, self._seen = self._started_at_s, taken
+
+    def _new_ones(self, lines: Iterable[str], taken: Counter[str], *, after: str) -> Iterator[str]:
         for line in lines:
-            if before[line]:
-                before[line] -= 1
-            else:
-                yield line.partition(" ")[2]
-
-
-def _stamp(line: str) -> str:
-    """The kubelet's time: nine digits after the second and in UTC, so that text sorts as time does."""
-    return line.partition(" ")[0]
+            stamp, _, text = line.partition(" ")
+            if stamp <= after:
+                continue
+            self.read_until = max(self.read_until, stamp)
+            taken[line] += 1
+            if taken[line] > self._seen[line]:
+                yield text

@@ -146,7 +146,7 @@ class PodRun(PodKill):
                     self.await_init_containers_completion(pod=self.pod)
                     self._call_back("on_pod_starting", context, pod=self.pod)
                 for container in self._logged_containers(pod):
-                    self._read_log(watch, container)
+                    self._read_log(watch, container, follow=self._killed)
                 if watch.is_over(pod):
                     break
             self._rest(watch.pause_s(self.poll_interval))

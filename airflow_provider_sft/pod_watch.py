@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_sft.failures import TrainingFailure
@@ -74,12 +74,11 @@ class PodWatch:
     def window(self, container: str) -> LogWindow:
         return self._windows.setdefault(container, LogWindow())
 
-    def take_log(self, container: str, stamped_lines: Iterable[str]) -> list[str]:
-        """Show the new lines, and return them."""
-        lines = list(self.window(container).take(stamped_lines))
-        for line in lines:
+    def take_log(self, container: str, stamped_lines: Iterable[str]) -> Iterator[str]:
+        """Show each new line as it comes, and pass it on."""
+        for line in self.window(container).take(stamped_lines):
             if container == self._container:
                 self.report.take(line)
             else:
                 self._log.info("%s", self._form(container, line))
-        return lines
+            yield line

@@ -165,7 +165,7 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
             self._log_allowed = api_status(error) != _FORBIDDEN
             self.log.warning("The pod's log cannot be read now: %s", describe_api_error(error))
             return False
-        await asyncio.to_thread(self._watch.take_log, self.base_container_name, lines)
+        await asyncio.to_thread(list, self._watch.take_log(self.base_container_name, lines))
         return True
 
     async def _fetch_log(self, since_seconds: int | None) -> list[str]:

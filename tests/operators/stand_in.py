@@ -49,6 +49,7 @@ def on_term(_signum: int, _frame: object) -> None:
     if reaction == "save":
         print("saving", flush=True)
         time.sleep(float(os.environ.get("STAND_IN_SAVE_S", "0")))
+        print("all is saved", flush=True)
         report(206, "interrupted", "Interrupted by SIGTERM.")
         raise SystemExit(206)
     if reaction == "succeed":

@@ -106,20 +106,20 @@ def test_sync_task_told_to_end_lets_the_pod_save_and_the_retry_starts_one(desk):
     assert desk.counts == (2, 2)
 
 
-def test_sync_task_told_to_end_shows_what_the_pod_says_while_it_saves(desk):
+def test_sync_task_told_to_end_shows_what_the_pod_says_to_its_last_line(desk):
     run = desk.stand_in(
         deferrable=False,
-        stand_in_steps=1000,
+        stand_in_steps=3000,
         stand_in_on_term="save",
-        stand_in_save_s=2,
+        stand_in_save_s=4,
         poll_interval=3,
-        termination_grace_period=30,
+        termination_grace_period=60,
     )
-    wait_for_line(run, "step 5/1000")
+    wait_for_line(run, "step 5/3000")
     run.terminate()
     outcome, task = tune(run)
     assert task.state == "failed", outcome.log
-    assert " saving " in outcome.log
+    assert [outcome.log.count(line) for line in (" saving ", " all is saved ")] == [1, 1]
 
 
 def test_sync_task_told_to_end_may_leave_its_pod_to_the_retry(desk):

@@ -1,3 +1,5 @@
+import pytest
+
 from airflow_provider_sft.pod_log import LogWindow
 
 
@@ -41,6 +43,20 @@ def test_reader_that_takes_over_goes_on_after_the_bookmark():
     read(first, stamped(1, 2))
     second.read_until = first.read_until
     assert read(second, stamped(1, 2, 3)) == ["line 3"]
+
+
+def test_read_that_broke_off_is_made_up_for_by_the_next():
+    def break_off(lines):
+        yield from lines
+        raise OSError("cut")
+
+    for first in ([], stamped(1)):
+        window, told = LogWindow(), []
+        read(window, first)
+        window.begin_read()
+        with pytest.raises(OSError, match="cut"):
+            told += window.take(break_off(stamped(2, 2)))
+        assert told + read(window, [*first, *stamped(2, 2, 2, 3)]) == [*["line 2"] * 3, "line 3"]
 
 
 def test_read_that_failed_is_made_up_for_by_the_next():
