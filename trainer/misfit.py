@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.wording import show
 
 _MAX_NAMES = 12
@@ -31,6 +32,20 @@ def choose_targets(model: PreTrainedModel, say: Callable[[str], None]) -> str | 
         return None
     say(f"target_modules is not set, and peft has no default for {kind!r}: it is {list(targets)}.")
     return set(targets)
+
+
+def check_saved_modules(model: PreTrainedModel, values: Mapping[str, Any]) -> None:
+    """Refuse a name in modules_to_save that the model does not have: peft passes it by.
+
+    :raises ConfigError: naming it
+    """
+    names = [name for name, _ in model.named_modules()]
+    for wanted in values.get("modules_to_save") or []:
+        if not any(name.endswith(wanted) for name in names):
+            raise ConfigError(
+                f"Config key 'modules_to_save' names {wanted!r}, and a {model.config.model_type!r} model has no such "
+                f"module. Drop it, or name one that it has, such as lm_head or {_linear_names(model)[0]}."
+            )
 
 
 def explain_misfit(error: ValueError, model: PreTrainedModel, values: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedModel, PreTr
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import Settings
 from trainer.activation import read_invocation
-from trainer.misfit import choose_targets, explain_misfit
+from trainer.misfit import check_saved_modules, choose_targets, explain_misfit
 
 _PROMPT_KEYS = ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text")
 
@@ -45,9 +45,10 @@ def apply_peft(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     config = build_peft_config(settings, tokenizer)
     if config is None:
-        return model
+        return _check_trainable(model, "peft_method is not set and every weight of the model is frozen")
     if isinstance(config, LoraConfig) and not config.target_modules and not config.target_parameters:
         config.target_modules = choose_targets(model, say)
+    check_saved_modules(model, settings.values)
     try:
         tuned = get_peft_model(model, config)
     except ValueError as error:
@@ -55,9 +56,15 @@ def apply_peft(
     if new_rows:
         # PEFT's own guess leaves grown embeddings out when it does not find the base model's config.
         tuned.save_pretrained = functools.partial(tuned.save_pretrained, save_embedding_layers=True)
-    if not any(weight.requires_grad for weight in tuned.parameters()):
-        raise DataError("No weight would be trained: target_modules names no layer of this model.")
-    return tuned
+    return _check_trainable(tuned, "the adapter has no weight in this model")
+
+
+def _check_trainable(model: Any, reason: str) -> Any:
+    if not any(weight.requires_grad and weight.numel() for weight in model.parameters()):
+        raise DataError(
+            f"Nothing would be trained: {reason}. Set peft_method to 'lora', or use a model whose weights can be trained."
+        )
+    return model
 
 
 def build_peft_config(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> PeftConfig | None:

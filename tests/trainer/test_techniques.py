@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from airflow_provider_sft.contract.errors import ConfigError
+from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import resolve_config
 from tests import tiny
 from tests.conftest import TrainerRun
@@ -126,6 +126,19 @@ def test_lora_that_names_no_module_is_refused(tiny_model_dir):
     sentence = "'target_modules' is [\"query\"], and a 'llama' model has no such layer. Set it to ['all-linear'], or to some of q_proj"
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         build(settings)
+
+
+def test_lora_that_saves_a_module_which_is_not_there_is_refused(tiny_model_dir):
+    keys = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "score"]}
+    with pytest.raises(ConfigError, match="'modules_to_save' names 'score', and a 'llama' model has no such"):
+        build(settings_of(tiny_model_dir, peft_method="lora", **keys))
+
+
+def test_full_tuning_of_frozen_weights_is_refused(tiny_model_dir):
+    settings = settings_of(tiny_model_dir, peft_method="none")
+    model = load_model(settings, attention=None).requires_grad_(False)
+    with pytest.raises(DataError, match="Nothing would be trained: peft_method is not set and every weight"):
+        apply_peft(model, settings, load_tokenizer(settings).tokenizer, new_rows=0, say=print)
 
 
 @pytest.fixture
