@@ -23,14 +23,14 @@ def _value(variable: dict[str, Any], rank: int) -> str:
 
 
 def _of_trainjob(job: dict[str, Any], rank: int) -> dict[str, str]:
-    """Kubeflow Trainer 2.3's torch plugin."""
+    """The torch plugin of Kubeflow Trainer 2.0 to 2.3; the rank is the completion index of the pod's annotation."""
     name, told = job["metadata"]["name"], job["spec"]["trainer"]
     return {
         "PET_NNODES": str(told["numNodes"]),
         "PET_NPROC_PER_NODE": str(told["numProcPerNode"]),
         "PET_NODE_RANK": str(rank),
         "PET_MASTER_ADDR": f"{name}-node-0-0.{name}",
-        "PET_MASTER_PORT": "29400",
+        "PET_MASTER_PORT": "29500",
     }
 
 
