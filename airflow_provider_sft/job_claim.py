@@ -11,6 +11,7 @@ from kubernetes.client import models as k8s
 from airflow_provider_sft.api_patience import api_status, describe_api_error
 from airflow_provider_sft.config_map import config_map_name, create_config_map
 from airflow_provider_sft.engines.engine import Engine, Manifest
+from airflow_provider_sft.engines.older_jobset import LOSS, fit_older_jobset, is_older_jobset
 from airflow_provider_sft.engines.outcome import failure_of_job
 from airflow_provider_sft.engines.reading import read_job
 from airflow_provider_sft.engines.state import Stage, classify
@@ -65,9 +66,7 @@ class JobClaim:
         config_map = {"kind": "ConfigMap", "metadata": {"name": config_map_name(pod.metadata.name)}}
         needed = [*before, *([config_map] if config_text else [])]
         try:
-            for manifest in before:
-                self._api.create(manifest)
-            job = self._api.create(request)
+            job = self._create_all(manifests)
         except Exception as error:  # noqa: BLE001  # of either kind, told apart by its status
             self._take_back(needed)
             raise _refusal(error, self._engine) from None
@@ -82,6 +81,15 @@ class JobClaim:
         for owned in needed:
             self._adopt(owned, job)
         return job
+
+    def _create_all(self, manifests: Sequence[Manifest]) -> Manifest:
+        try:
+            return [self._api.create(manifest) for manifest in manifests][-1]
+        except Exception as error:
+            if not is_older_jobset(describe_api_error(error)):
+                raise
+        self._operator.log.warning(LOSS)
+        return [self._api.create(manifest) for manifest in fit_older_jobset(manifests)][-1]
 
     def _adopt(self, owned: Manifest, job: Manifest) -> None:
         try:

@@ -47,7 +47,7 @@ JOBSET = Engine(
     plural="jobsets",
     kind="JobSet",
     container=NODE,
-    source="JobSet 0.10 or newer",
+    source="JobSet 0.8 or newer",
     build=build_jobset,
     ends_at=PERMANENT_CODES,
     select_pods=lambda job: f"jobset.sigs.k8s.io/jobset-name={job['metadata']['name']}",

@@ -53,7 +53,7 @@ TRAINJOB = Engine(
     plural="trainjobs",
     kind="TrainJob",
     container=NODE,
-    source="Kubeflow Trainer 2.1 or newer",
+    source="Kubeflow Trainer 2.0 or newer",
     build=build_trainjob,
     ends_at=PERMANENT_CODES,
     select_pods=lambda job: f"jobset.sigs.k8s.io/jobset-name={job['metadata']['name']}",
