@@ -9,23 +9,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_sft.cli_pod_options import add_pod_options, read_pod_options
 from airflow_provider_sft.contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from kubernetes.client import V1Pod
 
 _TEXT = "Print the pod that SFTTrainerOperator would send for a config, as YAML for kubectl apply -f -."
-_OPTIONS = {
-    "--image": "the trainer image",
-    "--gpu-resource": "as in nvidia.com/mig-1g.10gb",
-    "--cpu": "request/limit, as in 5/10; left out, derived from the config",
-    "--memory": "request/limit, as in 80Gi/200Gi; likewise",
-    "--ephemeral-storage": "request/limit, as in 1600Gi/2Ti; likewise",
-    "--shm-size": "of /dev/shm",
-    "--queue-name": "Kueue's queue",
-    "--namespace": "where the pod goes",
-    "--name": "the pod's name; left out, one that no other pod has",
-}
 
 
 def add_pod_parser(subparsers: Any) -> None:
@@ -33,49 +23,6 @@ def add_pod_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("pod", help=_TEXT, description=_TEXT)
     add_pod_options(parser)
     parser.set_defaults(command=_run_pod)
-
-
-def add_pod_options(parser: argparse.ArgumentParser) -> None:
-    """FILE, and what describes the pod; `read_pod_options` reads them."""
-    parser.add_argument("file", metavar="FILE", help="a JSON file, or - for standard input")
-    for option, text in _OPTIONS.items():
-        parser.add_argument(option, help=text, default=argparse.SUPPRESS)
-    parser.add_argument("--gpus", type=int, help="0 trains on CPU", default=argparse.SUPPRESS)
-    parser.add_argument(
-        "--grace-period",
-        type=int,
-        dest="termination_grace_period",
-        help="seconds to save in",
-        default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "--volume",
-        action="append",
-        default=[],
-        dest="volumes",
-        metavar="PATH=SOURCE",
-        help="as in /data=pvc:CLAIM, /config=configmap:NAME; may be repeated",
-    )
-    parser.add_argument(
-        "--config-map",
-        action="store_true",
-        help="the config as a ConfigMap before the pod, to read and edit, not base64 in the pod; always so where it is too long",
-    )
-
-
-def read_pod_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The operator's parameters that the options stand for.
-
-    :raises SFTError: a wrong config or option
-    """
-    from airflow_provider_sft.cli import read_config_argument
-
-    own = ("command", "file", "config_map")
-    given = {key: value for key, value in vars(options).items() if key not in own}
-    config = read_config_argument(options.file)
-    suffix = {"random_name_suffix": "name" not in given}
-    defaults = {"task_id": "tune", "namespace": "default", "config": config, **suffix}
-    return {**defaults, **given, "volumes": _parse_volumes(options.volumes)}
 
 
 def print_manifests(build: Callable[[], tuple[Any, V1Pod, list[dict[str, Any]]]]) -> int:
@@ -132,13 +79,3 @@ def _format(manifests: list[dict[str, Any]]) -> str:
 
     Dumper.add_representer(str, write_text)
     return yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False, allow_unicode=True)
-
-
-def _parse_volumes(pairs: list[str]) -> dict[str, str]:
-    volumes = {}
-    for pair in pairs:
-        path, equals, source = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--volume is {pair!r}. Give PATH=SOURCE, as in /data=pvc:CLAIM.")
-        volumes[path] = source
-    return volumes

@@ -1,14 +1,37 @@
 import contextlib
 import io
 import json
+import re
+import shlex
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
 
 from airflow_provider_sft.cli import main
+from tests.jobs.test_manifests import engines, env, pod_template, trainer
 from tests.operators.test_pod import SEED_CONFIG
+
+TOPOLOGY = "cloud.provider.com/topology-rack"
+CLUSTER = {
+    "--env": "NCCL_IB_HCA=mlx5",
+    "--secret": "HF_TOKEN=hub/token",
+    "--resource": "rdma/hca=1",
+    "--label": "kueue.x-k8s.io/priority-class=research",
+    "--annotation": "k8s.v1.cni.cncf.io/networks=rdma-net",
+    "--node-selector": "gpu.product=H100",
+    "--shm-size": "64Gi",
+    "--required-topology": TOPOLOGY,
+}
+TEMPLATE = """
+apiVersion: v1
+kind: Pod
+spec:
+  priorityClassName: low
+  containers: [{name: base}]
+"""
 
 
 @dataclass
@@ -29,9 +52,19 @@ def run_job(config, *arguments):
     return Done(code, out.getvalue(), err.getvalue())
 
 
-def kinds(done):
+def manifests(done):
     assert done.returncode == 0, done.stderr
-    return [manifest["kind"] for manifest in yaml.safe_load_all(done.stdout)]
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def kinds(done):
+    return [manifest["kind"] for manifest in manifests(done)]
+
+
+def run_two_nodes(engine, **options):
+    arguments = [text for option in {**CLUSTER, **options}.items() for text in option if text]
+    fixed = ["--image", "i:1", "--name", "t", "--queue-name", "lq", "--num-nodes", "2"]
+    return manifests(run_job(SEED_CONFIG, *fixed, "--engine", engine, *arguments))
 
 
 @pytest.mark.parametrize(
@@ -67,3 +100,72 @@ def test_job_command_refuses_no_nodes_with_64():
     done = run_job(SEED_CONFIG, "--image", "i:1", "--num-nodes", "0")
     assert (done.returncode, done.stdout) == (64, "")
     assert "num_nodes is 0. Give 1 or more." in done.stderr
+
+
+@engines
+def test_job_command_takes_what_the_network_of_several_nodes_needs(engine):
+    printed = run_two_nodes(engine)
+    container, template = trainer(printed), pod_template(printed)
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    assert env(printed)["NCCL_IB_HCA"] == "mlx5"
+    assert (
+        container["resources"]["limits"]["rdma/hca"] == container["resources"]["requests"]["rdma/hca"] == "1"
+    )
+    assert template["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"] == "rdma-net"
+    assert volumes["sft-shm"]["emptyDir"]["sizeLimit"] == "64Gi"
+
+
+@engines
+def test_job_command_takes_where_nodes_are_placed_and_in_which_order(engine):
+    printed = run_two_nodes(engine)
+    template = pod_template(printed)
+    assert printed[-1]["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "research"
+    assert template["metadata"]["annotations"]["kueue.x-k8s.io/podset-required-topology"] == TOPOLOGY
+    assert template["spec"]["nodeSelector"] == {"gpu.product": "H100"}
+
+
+def test_job_command_takes_a_secret_by_its_name():
+    [token] = [each for each in trainer(run_two_nodes("job"))["env"] if each["name"] == "HF_TOKEN"]
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+
+
+def test_job_command_takes_the_rest_from_a_pod_template(tmp_path):
+    (tmp_path / "pod.yaml").write_text(TEMPLATE)
+    given = {"--pod-template-file": str(tmp_path / "pod.yaml"), "--service-account-name": "tuner"}
+    spec = pod_template(run_two_nodes("job", **given))["spec"]
+    assert (spec["priorityClassName"], spec["serviceAccountName"]) == ("low", "tuner")
+
+
+def test_job_command_keeps_a_finished_job_as_long_as_it_is_told():
+    assert run_two_nodes("job", **{"--keep-finished": "60"})[-1]["spec"]["ttlSecondsAfterFinished"] == 60
+
+
+def test_job_command_prints_what_an_older_jobset_takes():
+    newer, older = run_two_nodes("jobset"), run_two_nodes("jobset", **{"--older-jobset": ""})
+    assert ["onJobFailureMessagePatterns" in json.dumps(each) for each in (newer, older)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "sentence"),
+    [
+        (["--env", "NCCL_DEBUG"], 64, "--env is 'NCCL_DEBUG'. Give NAME=VALUE, as in NCCL_IB_HCA=mlx5."),
+        (["--secret", "HF_TOKEN=hub"], 64, "secrets['HF_TOKEN'] is 'hub'. Give 'SECRET/KEY'"),
+        (["--pod-template-file", "/no/pod.yaml"], 66, "'/no/pod.yaml', which is no file."),
+    ],
+)
+def test_job_command_refuses_a_wrong_option_with_its_value(option, code, sentence):
+    done = run_job(SEED_CONFIG, "--image", "i:1", *option)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert sentence in done.stderr
+
+
+def test_command_of_the_page_prints_the_job_it_speaks_of():
+    page = Path(__file__, "../../../docs/jobs.md").resolve().read_text(encoding="utf-8")
+    command = re.search(r"^sft-config job config.json (.*?) \| kubectl", page, re.MULTILINE | re.DOTALL)[1]
+    [job] = manifests(run_job(SEED_CONFIG, *shlex.split(command.replace("\\\n", " "))))
+    [replicated] = job["spec"]["replicatedJobs"]
+    container = trainer([job])
+    assert (job["kind"], replicated["template"]["spec"]["parallelism"]) == ("JobSet", 2)
+    limits = container["resources"]["limits"]
+    assert (limits["nvidia.com/gpu"], limits["rdma/hca"]) == ("8", "1")
+    assert container["volumeMounts"][0]["mountPath"] == "/data/output"
