@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kubernetes.client import models as k8s
@@ -15,6 +16,7 @@ from airflow_provider_sft.engines.older_jobset import LOSS, fit_older_jobset, is
 from airflow_provider_sft.engines.outcome import failure_of_job
 from airflow_provider_sft.engines.reading import read_job
 from airflow_provider_sft.engines.state import Stage, classify
+from airflow_provider_sft.engines.summary import find_end_time
 from airflow_provider_sft.failures import LaunchFailure, PermanentFailure, TransientFailure
 from airflow_provider_sft.job_api import JobApi
 from airflow_provider_sft.pod_claim import CONFIG_ANNOTATION, RUN_ID_ANNOTATION
@@ -80,7 +82,21 @@ class JobClaim:
         )
         for owned in needed:
             self._adopt(owned, job)
+        if not self._engine.expires:
+            self._sweep(request)
         return job
+
+    def _sweep(self, request: Manifest) -> None:
+        """This task's jobs, of all its runs, whose time to be read is over. What they own goes with them."""
+        labels, keep_s = request["metadata"]["labels"], self._operator.keep_finished_seconds
+        try:
+            jobs = self._api.list_jobs(f"dag_id={labels['dag_id']},task_id={labels['task_id']}")
+        except Exception as error:  # noqa: BLE001  # the next run sweeps again
+            self._operator.log.warning("Old jobs are not looked for: %s", describe_api_error(error))
+            return
+        for job in jobs:
+            if (age_s := _finished_for_s(job)) is not None and age_s >= keep_s:
+                self._api.delete(job["metadata"]["name"], job["metadata"]["uid"])
 
     def _create_all(self, manifests: Sequence[Manifest]) -> Manifest:
         try:
@@ -158,6 +174,14 @@ class JobClaim:
 def _is_finished(job: Manifest) -> bool:
     reading = read_job(job)
     return bool(reading.succeeded or reading.failed)
+
+
+def _finished_for_s(job: Manifest) -> float | None:
+    """By this machine's clock; None while it is not finished, or being deleted."""
+    ended = find_end_time(job)
+    if ended is None or "deletionTimestamp" in job["metadata"]:
+        return None
+    return (datetime.now(UTC) - datetime.fromisoformat(ended)).total_seconds()
 
 
 def _is_same_run(job: Manifest, request: Manifest) -> bool:

@@ -11,7 +11,7 @@ from airflow_provider_sft.engines.engine import Engine
 from airflow_provider_sft.engines.nodes import rank_of
 from airflow_provider_sft.job_feed import Wire
 from airflow_provider_sft.job_log import NodeLog
-from airflow_provider_sft.pod_outcome import Pod, container_state, has_ended
+from airflow_provider_sft.pod_outcome import Pod, has_begun, has_ended
 from airflow_provider_sft.progress_report import ProgressReport
 
 _LAST_LINES_S = 10.0
@@ -22,6 +22,7 @@ class JobLogs:
     :param all_nodes: not the first one's alone
     :param report: takes the first node's lines
     :param take_other: takes a line of another node
+    :param hear: takes each line too, after its pod and its time
     :param places: by a pod's uid, how far an earlier watcher read
     """
 
@@ -33,10 +34,11 @@ class JobLogs:
         all_nodes: bool,
         report: Callable[[], ProgressReport],
         take_other: Callable[[int, str], None],
+        hear: Callable[[Pod, str, str], None] | None,
         places: Mapping[str, str],
     ) -> None:
         self._engine, self._wire, self._all_nodes = engine, wire, all_nodes
-        self._report, self._take_other, self._places = report, take_other, places
+        self._report, self._take_other, self._hear, self._places = report, take_other, hear, places
         self._pods: dict[str, Pod] = {}
         self._logs: dict[str, NodeLog] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -51,7 +53,7 @@ class JobLogs:
         for pod in pods:
             uid = pod["metadata"]["uid"]
             self._pods[uid] = pod
-            if uid not in self._tasks and self._is_wanted(pod) and self._has_begun(pod):
+            if uid not in self._tasks and self._is_wanted(pod) and has_begun(pod, self._engine.container):
                 has_ended_now = partial(self._has_ended, uid)
                 self._tasks[uid] = asyncio.create_task(self._start(pod).follow(has_ended_now))
         alive = {pod["metadata"]["uid"] for pod in pods}
@@ -78,6 +80,8 @@ class JobLogs:
                 self._report().take(line)
             else:
                 self._take_other(rank, line)
+            if self._hear:
+                self._hear(pod, log.read_until, line)
 
         read_until = self._places.get(metadata["uid"], "")
         log = NodeLog(path, self._engine.container, self._wire, take, read_until=read_until)
@@ -86,10 +90,6 @@ class JobLogs:
 
     def _is_wanted(self, pod: Pod) -> bool:
         return self._all_nodes or rank_of(pod) == 0
-
-    def _has_begun(self, pod: Pod) -> bool:
-        state = container_state(pod, self._engine.container)
-        return "running" in state or "terminated" in state
 
     def _has_ended(self, uid: str) -> bool:
         return has_ended(self._pods[uid], self._engine.container)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from kubernetes.client import models as k8s
 
 from airflow_provider_sft import failures
+from airflow_provider_sft.contract.names import RESULT_FILE
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.registry import choose_engine, find_engine
@@ -20,6 +22,7 @@ from airflow_provider_sft.failures import (
     describe_position,
 )
 from airflow_provider_sft.job_api import JobApi, ServedEngines
+from airflow_provider_sft.job_callbacks import NodeCallbacks, to_model
 from airflow_provider_sft.job_claim import JobClaim
 from airflow_provider_sft.job_watch import Limits
 from airflow_provider_sft.metrics import task_tags
@@ -43,8 +46,10 @@ class JobRun(PodRun):
 
     engine: str
     log_all_nodes: bool
+    keep_finished_seconds: int
     _engine: Engine
     _event: dict[str, Any]
+    _output_dir: str | None = None
     _context: Context
 
     @property
@@ -55,12 +60,18 @@ class JobRun(PodRun):
     def limits(self) -> Limits:
         raise NotImplementedError
 
+    @property
+    def output_dir_wanted(self) -> str | None:
+        raise NotImplementedError
+
     def build_manifests(self, engine: Engine, pod: k8s.V1Pod) -> list[Manifest]:
         raise NotImplementedError
 
     def tune(self, context: Context) -> Result | None:
         """Find or create the job, then follow it: here, or in the triggerer."""
         pod = self.build_pod_request_obj(context)
+        self._call_back("on_pod_manifest_created", context, pod_request=pod)
+        self._output_dir = self.output_dir_wanted
         self._engine = choose_engine(self.engine, num_nodes=self.nodes_wanted, served=ServedEngines(self))
         manifests = self.build_manifests(self._engine, pod)
         claim = JobClaim(self, self._engine, context, pod.metadata.namespace)
@@ -91,14 +102,17 @@ class JobRun(PodRun):
         report = ProgressReport(
             self.log, store, lambda line: self._form_line(container, line), task_tags(self._context)
         )
-        watcher.report_to(report, self._form_line)
-        self._event = asyncio.run(self._first_event(watcher))
+        callbacks = self._node_callbacks()
+        watcher.report_to(report, self._form_line, callbacks)
+        self._event = asyncio.run(self._first_event(watcher, callbacks))
         report.store()
+        if callbacks and callbacks.error:
+            raise callbacks.error
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Result | None:
         """Back from the triggerer: `SFTJobTrigger` tells what it saw."""
         with announcing(self, context), self._working():
-            self._engine = find_engine(event["engine"])
+            self._engine, self._output_dir = find_engine(event["engine"]), event.get("output_dir")
             self._take_identity(event)
             return self._conclude_job(context, event)
 
@@ -125,11 +139,17 @@ class JobRun(PodRun):
         sentences = [f"The task was told to end; {fate}.", position, "The retry resumes."]
         raise InterruptedFailure(" ".join(filter(None, sentences)))
 
-    async def _first_event(self, watcher: SFTJobTrigger) -> dict[str, Any]:
+    def _node_callbacks(self) -> NodeCallbacks | None:
+        if not self.callbacks:
+            return None
+        call_back = partial(self._call_back, context=self._context)
+        return NodeCallbacks(self._engine, call_back, self._call_back_line)
+
+    async def _first_event(self, watcher: SFTJobTrigger, callbacks: NodeCallbacks | None) -> dict[str, Any]:
         """What the watcher tells in the end, which comes soon once the task is told to end."""
         following = asyncio.create_task(_take_first(watcher))
         while not (await asyncio.wait([following], timeout=_GLANCE_S))[0]:
-            if self._killed and self._keeps_job:
+            if (self._killed and self._keeps_job) or (callbacks and callbacks.error):
                 following.cancel()
                 await asyncio.wait([following])
                 return {"status": "left"}
@@ -140,7 +160,8 @@ class JobRun(PodRun):
 
     def _follow_job(self, context: Context) -> Result | None:
         self._context = context
-        self.trigger_kwargs = {**(self.trigger_kwargs or {}), "engine": self._engine.name}
+        told = {"engine": self._engine.name, "output_dir": self._output_dir}
+        self.trigger_kwargs = {**(self.trigger_kwargs or {}), **told}
         self.invoke_defer_method(context=context)
         return self._conclude_job(context, self._event)
 
@@ -166,23 +187,39 @@ class JobRun(PodRun):
                 f"{self._engine.kind} {self._identity.name} is gone: somebody deleted it. The retry resumes from the "
                 "newest checkpoint."
             )
+        return self._conclude_end(context, event)
+
+    def _conclude_end(self, context: Context, event: dict[str, Any]) -> Result:
+        pod = event["pod"] and to_model(event["pod"])
+        if pod:
+            self._call_back("on_pod_completion", context, pod=pod)
+            self._call_back("on_pod_teardown", context, pod=pod)
         self._tidy_job(event)
         if event["exit_code"] is not None and event["exit_code"] in self.skip_on_exit_code:
             raise AirflowSkipException(f"Exit code {event['exit_code']}: skipped, as skip_on_exit_code says.")
         if event["failure"]:
             raise vars(failures)[event["failure"]](event["message"], result=event["result"])
-        return self._announce(context, event["result"])
-
-    def _announce(self, context: Context, result: Result | None) -> Result | None:
-        if result is None:
-            self.log.warning(
-                "The job succeeded, but its pods are not to be seen here, so there is no result to show. It stands in "
-                "output_dir/result.json."
-            )
-            return None
+        if pod:
+            self._call_back("on_pod_cleanup", context, pod=pod)
+        result = event["result"] or self._result_out_of_sight(event)
         announce_result(self, context, result)
         self.do_xcom_push = self.push_result  # from here on it means what Airflow's runner means
         return result
+
+    def _result_out_of_sight(self, event: dict[str, Any]) -> Result:
+        """What the job itself tells, where its pods cannot."""
+        summary = event["summary"]
+        path = f"{self._output_dir.rstrip('/')}/{RESULT_FILE}" if self._output_dir else None
+        self.log.warning(
+            "%s %s succeeded (%s), and the trainer's result is out of sight here: %s. It stands in %s on the volume; "
+            "the task's XCom has what the job tells.",
+            self._engine.kind,
+            summary["job_name"],
+            summary["job_says"],
+            event["pods_refusal"] or "none of the job's pods is to be seen, as where MultiKueue put them on another cluster",
+            path or f"output_dir/{RESULT_FILE}",
+        )
+        return cast("Result", {"status": "succeeded", **summary, **({"result_path": path} if path else {})})
 
     def _follow_again(self, context: Context, event: dict[str, Any]) -> Result | None:
         """Where the API server was away: with new credentials."""

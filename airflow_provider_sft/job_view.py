@@ -80,6 +80,11 @@ class JobView:
         return self._pods.is_read
 
     @property
+    def pods_refusal(self) -> str:
+        """Why pods are out of sight; empty where none was to be seen."""
+        return self._pods.refusal
+
+    @property
     def pods(self) -> list[Pod]:
         """Those that exist."""
         return self._pods.objects

@@ -94,6 +94,11 @@ def container_state(pod: Pod, container: str) -> Mapping[str, Any]:
     return {}
 
 
+def has_begun(pod: Pod, container: str) -> bool:
+    """It runs or has ended, and so has a log."""
+    return bool({"running", "terminated"} & container_state(pod, container).keys())
+
+
 def has_ended(pod: Pod, container: str) -> bool:
     """The trainer's container has ended, whatever side-cars do."""
     return is_terminal(pod) or "terminated" in container_state(pod, container)

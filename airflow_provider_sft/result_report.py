@@ -45,7 +45,7 @@ def announce_result(operator: Any, context: Context, result: Result) -> None:
 def describe_result(result: Result) -> list[str]:
     """A line for the model, one for the training, and one for each notice and vLLM verdict."""
     lines = [
-        f"Model ({result.get('model_kind', 'unknown kind')}): {result.get('model_path', 'unknown path')}",
+        _phrase(f"Model ({result.get('model_kind', 'unknown kind')}): {{}}", result.get("model_path")),
         _join(
             _phrase("{} steps", result.get("steps")),
             _losses(result),

@@ -20,6 +20,7 @@ class Engine:
     :param source: who brings it to a cluster
     :param build: the job's manifests in the order of creation; the last one is the job
     :param ends_at: the exit codes at which it ends the job by itself
+    :param expires: whether it deletes a finished job by itself, when its time to be read is over
     :param select_pods: from the job's manifest to the label selector of its pods
     """
 
@@ -32,6 +33,7 @@ class Engine:
     source: str
     build: Callable[[JobPlan], list[Manifest]]
     ends_at: Collection[int]
+    expires: bool
     select_pods: Callable[[Manifest], str]
 
     @property

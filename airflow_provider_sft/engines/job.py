@@ -55,5 +55,6 @@ JOB = Engine(
     source="Kubernetes itself",
     build=build_job,
     ends_at=PERMANENT_CODES,
+    expires=True,
     select_pods=lambda job: f"batch.kubernetes.io/controller-uid={job['metadata']['uid']}",
 )

@@ -50,5 +50,6 @@ JOBSET = Engine(
     source="JobSet 0.8 or newer",
     build=build_jobset,
     ends_at=PERMANENT_CODES,
+    expires=True,
     select_pods=lambda job: f"jobset.sigs.k8s.io/jobset-name={job['metadata']['name']}",
 )

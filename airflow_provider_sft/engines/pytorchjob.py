@@ -51,5 +51,6 @@ PYTORCHJOB = Engine(
     source="the Kubeflow training operator 1.9",
     build=build_pytorchjob,
     ends_at=_PERMANENT,
+    expires=True,
     select_pods=lambda job: f"training.kubeflow.org/job-name={job['metadata']['name']}",
 )

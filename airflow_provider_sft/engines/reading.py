@@ -8,12 +8,15 @@ from typing import Any
 
 from airflow_provider_sft.engines.engine import Manifest
 
+# The types of the conditions that end a job of any kind.
+ENDS = ("Complete", "Completed", "Succeeded", "Failed")
+
 
 @dataclass(frozen=True)
 class Reading:
     """
     :param succeeded: the engine's own words, where the job has; likewise `failed`
-    :param restarts: as far as the job counts them
+    :param restarts: None where the job does not count them
     :param runs: whether all nodes run, as the job sees it
     :param restarting: its words, while it says so
     """
@@ -22,7 +25,7 @@ class Reading:
     suspended: bool
     succeeded: str | None
     failed: str | None
-    restarts: int = 0
+    restarts: int | None = None
     runs: bool = False
     restarting: str | None = None
 

@@ -56,5 +56,6 @@ TRAINJOB = Engine(
     source="Kubeflow Trainer 2.0 or newer",
     build=build_trainjob,
     ends_at=PERMANENT_CODES,
+    expires=False,
     select_pods=lambda job: f"jobset.sigs.k8s.io/jobset-name={job['metadata']['name']}",
 )

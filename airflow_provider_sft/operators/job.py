@@ -74,6 +74,11 @@ class SFTJobOperator(JobRun, SFTTrainerOperator):
             raise LaunchFailure(f"num_nodes is {self.num_nodes!r}. Give a whole number.") from None
 
     @property
+    def output_dir_wanted(self) -> str | None:
+        """None where the config is on a volume, out of Airflow's sight."""
+        return None if self.config is None else self.check_config().get("output_dir")
+
+    @property
     def limits(self) -> Limits:
         return Limits(
             queue_s=self.queue_timeout_seconds,

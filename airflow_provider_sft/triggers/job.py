@@ -18,14 +18,16 @@ from airflow_provider_sft.engines.outcome import failed_exit_code, failure_of_jo
 from airflow_provider_sft.engines.reading import read_job
 from airflow_provider_sft.engines.registry import find_engine
 from airflow_provider_sft.engines.state import JobState, Stage
+from airflow_provider_sft.engines.summary import summarize_job
 from airflow_provider_sft.engines.workload import is_stopped
 from airflow_provider_sft.failures import LaunchFailure, TrainingFailure
+from airflow_provider_sft.job_callbacks import NodeCallbacks
 from airflow_provider_sft.job_clock import Note, NoteKeeper, read_note
 from airflow_provider_sft.job_feed import Wire
 from airflow_provider_sft.job_logs import JobLogs
 from airflow_provider_sft.job_view import JobView
 from airflow_provider_sft.job_watch import JobWatch, Limits
-from airflow_provider_sft.pod_outcome import read_result
+from airflow_provider_sft.pod_outcome import has_ended, read_result, trim_pod
 from airflow_provider_sft.progress_report import ProgressReport
 from airflow_provider_sft.triggers.kubernetes import SFTTrainerTrigger
 
@@ -57,6 +59,7 @@ class SFTJobTrigger(SFTTrainerTrigger):
         )
         self._decision = JobWatch(self._engine, Limits(**self.limits), self.log)
         self._keeper = NoteKeeper(self._path, self.log)
+        self._callbacks: NodeCallbacks | None = None
         self._form: Callable[[str, str], str] = lambda container, line: f"[{container}] {line}"
         self._failed_at_s: float | None = None
         self._changed = asyncio.Event()
@@ -68,9 +71,11 @@ class SFTJobTrigger(SFTTrainerTrigger):
         own = {"engine": self.engine, "limits": self.limits, "log_all_nodes": self.log_all_nodes}
         return path, {**kwargs, **own}
 
-    def report_to(self, report: ProgressReport, form: Callable[[str, str], str]) -> None:
+    def report_to(
+        self, report: ProgressReport, form: Callable[[str, str], str], callbacks: NodeCallbacks | None
+    ) -> None:
         """For a worker that follows the job itself: where progress goes, and how a line of another node looks."""
-        self._watch.report, self._form = report, form
+        self._watch.report, self._form, self._callbacks = report, form, callbacks
 
     async def on_kill(self) -> None:
         """A person ended the deferred task: the nodes get SIGTERM and save."""
@@ -112,6 +117,7 @@ class SFTJobTrigger(SFTTrainerTrigger):
             all_nodes=self.log_all_nodes,
             report=lambda: self._watch.report,
             take_other=self._tell_other,
+            hear=self._callbacks.take_line if self._callbacks else None,
             places=note.logs,
         )
         feeds = [asyncio.create_task(feed.run()) for feed in self._view.feeds]
@@ -145,6 +151,8 @@ class SFTJobTrigger(SFTTrainerTrigger):
     def _take_change(self) -> None:
         """A log is followed at once: a node may be gone a moment after it began."""
         self._changed.set()
+        if self._callbacks:
+            self._callbacks.see(self._view.pods)
         if self.get_logs:
             self._logs.follow(self._view.pods)
 
@@ -197,6 +205,9 @@ class SFTJobTrigger(SFTTrainerTrigger):
             "finished": bool(reading.succeeded or reading.failed),
             "result": result,
             "exit_code": failed_exit_code(job, pods),
+            "pod": trim_pod(first) if first and has_ended(first, self._engine.container) else None,
+            "summary": summarize_job(job),
+            "pods_refusal": view.pods_refusal,
         }
 
     async def _workloads_version(self, job: Manifest) -> str:
@@ -230,4 +241,5 @@ class SFTJobTrigger(SFTTrainerTrigger):
 def _given_up(failure: TrainingFailure | None) -> dict[str, Any]:
     """The event of an end; a job that is not finished by itself is deleted."""
     told = {"failure": type(failure).__name__, "message": str(failure)} if failure else {}
-    return {"status": "ended", "finished": False, "failure": "", "result": None, "exit_code": None, **told}
+    seen = {"result": None, "exit_code": None, "pod": None}
+    return {"status": "ended", "finished": False, "failure": "", **seen, **told}

@@ -1,5 +1,7 @@
 """A job's lives through Airflow: queued, preempted, restarted, ended. Real HTTP and processes; one Airflow try each."""
 
+import re
+
 import pytest
 
 from tests.jobs.controllers import Controllers, Kueue
@@ -23,7 +25,7 @@ def test_job_admitted_after_a_wait_gives_its_result(desk, engine, deferrable):
         assert task.state == "success", outcome.log
         assert task.xcoms["return_value"]["model_path"] == "/data/output/final"
         assert task.xcoms["job_engine"] == engine
-        assert task.xcoms["_link_ModelLink"] == "https://files.example.com/data/output/final"
+        assert task.xcoms["sft_links"]["Model"] == "https://files.example.com/data/output/final"
         assert "is running: 2 of 2 nodes run" in outcome.log
         assert [outcome.log.count(f"step {step}/100 ") for step in range(1, 101)] == [1] * 100
         assert len(desk.kube.created_pods) == 2
@@ -161,14 +163,40 @@ def test_workload_that_may_not_be_seen_costs_words_alone(desk, deferrable):
 
 
 @MODES
-def test_pods_that_may_not_be_seen_leave_success_without_a_result(desk, deferrable):
+@ENGINES
+def test_job_whose_pods_may_not_be_seen_tells_of_its_end_itself(desk, engine, deferrable):
     desk.kube.inject(faults.Denied(resource="pods"))
-    with Controllers(desk.kube, "trainjob"):
-        outcome, task = tune(desk.stand_in(deferrable=deferrable, engine="trainjob", stand_in_steps=50))
+    served = {"artifacts_url": "https://files.example.com/{path}"}
+    with Controllers(desk.kube, engine):
+        outcome, task = tune(desk.stand_in(deferrable=deferrable, engine=engine, **served))
     assert task.state == "success", outcome.log
     assert outcome.log.count("Airflow may not see pods, and goes on without: 403") == 1
-    assert "its pods are not to be seen here, so there is no result to show" in outcome.log
-    assert task.xcoms.get("return_value") is None
+    assert re.search(
+        r"succeeded \(Done: it is done\), and .* out of sight here: 403: pods is forb", outcome.log
+    )
+    told = task.xcoms["return_value"]
+    assert (told["status"], told["job_engine"], told["num_nodes"]) == ("succeeded", engine, 1)
+    assert told["result_path"] == "/data/output/run/result.json"
+    assert told["started_at"] <= told["completed_at"]
+    assert task.xcoms["sft_links"]["Report"] == "https://files.example.com/data/output/run/report.html"
+
+
+@MODES
+def test_job_whose_pods_are_on_another_cluster_tells_of_its_end_itself(desk, deferrable):
+    with Controllers(desk.kube, "jobset", kueue=Kueue(), elsewhere=True):
+        config = {
+            "output_dir": "/data/output/{{ run_id }}",
+            **{k: CONFIG[k] for k in CONFIG if k != "output_dir"},
+        }
+        run = desk.stand_in(deferrable=deferrable, engine="jobset", **TWO_QUEUED, config=config)
+        outcome, task = tune(run)
+    assert task.state == "success", outcome.log
+    assert (
+        "none of the job's pods is to be seen, as where MultiKueue put them on another cluster" in outcome.log
+    )
+    assert f"It stands in /data/output/{outcome.run_id}/result.json on the volume" in outcome.log
+    assert task.xcoms["return_value"]["result_path"] == f"/data/output/{outcome.run_id}/result.json"
+    assert desk.kube.created_pods == []
 
 
 def test_watch_that_is_not_allowed_is_a_list_now_and_then(desk):
