@@ -123,9 +123,10 @@ def test_manifest_survives_the_published_models(engine, kind, model, parameters)
 
 
 @nodes
-def test_job_and_service_are_valid(parameters):
+@pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
+def test_job_and_service_are_valid(parameters, version):
     for manifest in build("job", **parameters):
-        kubernetes_validate.validate(manifest, "1.33", strict=True)
+        kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @engines
