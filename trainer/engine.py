@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from trainer.checkpoints import STAGING_DIR, CheckpointStore
 from trainer.consensus import Consensus
 from trainer.files import prove_writable, read_json, write_json
 from trainer.rehearsal import needs_rehearsal, rehearse
+from trainer.stream_place import StreamPlace, nothing_to_skip
 
 Batch = dict[str, Any]
 NOT_TRAINED = -100  # the label of a position outside the loss
@@ -52,9 +54,13 @@ class Engine(SFTTrainer):
         if args.ddp_find_unused_parameters is None and not getattr(config, "num_experts_per_tok", None):
             # Looking for them walks the whole graph each step; only experts can be left out of one.
             args.ddp_find_unused_parameters = False
+        labelled = LabelPositions(collator)
         with _lm_head_adapters_allowed():
-            super().__init__(data_collator=LabelPositions(collator), **kwargs)
+            super().__init__(data_collator=labelled, **kwargs)
         self.remove_callback(PrinterCallback)  # progress is told by our own
+        workers = self.args.dataloader_num_workers
+        self.place = StreamPlace(self.train_dataset, world_size=self.args.world_size, num_workers=workers)
+        self.data_collator = functools.partial(self.place.collate, labelled)
         # Both losses below are normalised over the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.consensus = Consensus()
@@ -79,6 +85,7 @@ class Engine(SFTTrainer):
         smoothing, prompt tuning, and batches whose logits would be large.
         """
         self._count(inputs.pop("token_counts", None))
+        self.place.take(inputs, trains=self.model.training)
         positions = inputs.pop("logits_to_keep", None)
         if positions is None or not self._is_plain(positions):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -139,7 +146,9 @@ class Engine(SFTTrainer):
             counts = read_json(Path(resume_from_checkpoint) / COUNTS_FILE) or {}
             self.trained_tokens = int(counts.get("trained_tokens", 0))
         self._logged_at = self._train_began = time.monotonic()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        is_there = resume_from_checkpoint and self.place.load(Path(resume_from_checkpoint))
+        with nothing_to_skip() if is_there else contextlib.nullcontext():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, *args: Any
@@ -207,6 +216,7 @@ class Engine(SFTTrainer):
             staged = self._store.staging_dir / f"checkpoint-{step}"
             self.state.save_to_json(str(staged / "trainer_state.json"))
             write_json(staged / COUNTS_FILE, {"trained_tokens": self.trained_tokens})
+            self.place.save(staged)
             best = self.state.best_model_checkpoint
             self._store.publish(step, self._facts, best=Path(best) if best else None)
         self.accelerator.wait_for_everyone()

@@ -30,7 +30,7 @@ def check_resume(engine: Any, checkpoint: str | None, *, say: Callable[[str], No
             f"and step go on. A step takes {now}/{before} of the rows of before, so the place in the data is another, "
             f"and the weights will not be those of an undisturbed run."
         )
-    if isinstance(engine.train_dataset, IterableDataset):
+    if isinstance(engine.train_dataset, IterableDataset) and not engine.place.is_skipped_to(path):
         say(f"The data is a stream: it is read again from its start up to the rows of {path.name}.")
 
 

@@ -36,7 +36,6 @@ from trainer.run_dir import STATISTICS_FILE
 from trainer.samples import sample_after, sample_before
 from trainer.save import model_kind_of, save_final
 from trainer.streams import outlast_readers
-from trainer.streams import outlast_readers
 from trainer.trackers import build_trackers
 from trainer.tuning import apply_peft, build_quantization
 
@@ -126,7 +125,6 @@ def build_reporters(
 
 def main() -> int:
     """Run one rank; how it ended goes to the parent through a file, so that it survives accelerate's launcher."""
-    outlast_readers()
     outlast_readers()
     logging.basicConfig(
         stream=sys.stderr,

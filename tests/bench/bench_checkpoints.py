@@ -28,10 +28,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
+from airflow_provider_sft.contract.settings import resolve_config
 from tests import tiny
 from trainer.callbacks import FiniteCallback
 from trainer.checkpoints import CheckpointStore
 from trainer.data.batching import PaddedCollator
+from trainer.data.prepare import prepare_data
 from trainer.engine import Engine
 
 _RUNS = 5
@@ -48,6 +50,7 @@ def main() -> None:
         bench_save(root, model_dir, lora=False)
         bench_save(root, model_dir, lora=True)
         bench_skip(root, model_dir)
+        bench_stream(root, model_dir)
         bench_resume(root, model_dir)
 
 
@@ -85,6 +88,37 @@ def bench_skip(root: Path, model_dir: Path) -> None:
 
     skip, start = least(first_batch(_ROWS), first_batch(0))
     print(f"first batch of {_ROWS:,} rows and a few more, in random order")
+    show("after skipping a million rows", skip)
+    show("from the start", start)
+    print(f"  skipping costs {skip[0] - start[0]:.3f} CPU s, {skip[1] - start[1]:.3f} s (aim <= 0.1)")
+
+
+def bench_stream(root: Path, model_dir: Path) -> None:
+    path = root / "rows.jsonl"
+    with path.open("w") as file:
+        for number in range(_ROWS + 5000):
+            file.write(f'{{"prompt": "what is {number} plus one?", "completion": " it is {number + 1}."}}\n')
+    plan = root / "stream.json"
+    sources = [{"name": "rows", "data_paths": [str(path)]}]
+    plan.write_text(json.dumps({"dataprocessor": {"streaming": True}, "datasets": sources}))
+    config = {"model_name_or_path": str(model_dir), "output_dir": str(root), "data_config_path": str(plan)}
+    settings = resolve_config({**config, "max_steps": 5})
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    rows = prepare_data(settings, tokenizer, say=lambda _: None, beat=lambda: None, environ={}).train
+    next(iter(rows))
+    state = rows.state_dict()
+    # As if a million rows had been read: a row a line.
+    state["examples_iterable"].update(line=_ROWS, total=_ROWS, rows=1)
+
+    def first_row(place: dict | None) -> Callable[[], object]:
+        def read() -> None:
+            rows.load_state_dict(place)
+            next(iter(rows))
+
+        return read
+
+    skip, start = least(first_row(state), first_row(None))
+    print(f"first row of a stream of JSON lines, {path.stat().st_size / 1e6:.0f} MB")
     show("after skipping a million rows", skip)
     show("from the start", start)
     print(f"  skipping costs {skip[0] - start[0]:.3f} CPU s, {skip[1] - start[1]:.3f} s (aim <= 0.1)")

@@ -139,16 +139,18 @@ def as_stream(tweets, tmp_path):
         ("plain", cut, "optimizer.pt has 100 bytes"),
         ("packed", flip_a_bit, "optimizer.pt is damaged (its digest differs)"),
         ("stream", lambda path: path.unlink(), "optimizer.pt is missing"),
+        ("shuffled stream", lambda path: path.unlink(), "optimizer.pt is missing"),
     ],
 )
 def test_damaged_newest_checkpoint_is_skipped_with_a_sentence_and_the_end_is_bit_equal(
     config, as_stream, run_trainer, tmp_path, kind, damage, sentence
 ):
-    """Steps 20 to 24, also of the stream: more than one pass over its 64 rows, and accumulated batches."""
+    """Steps 20 to 24, also of streams: more than one pass over their 64 rows, and accumulated batches."""
     kinds = {
         "plain": {},
         "packed": {"packing": True, "max_seq_length": 64},
-        "stream": {**as_stream, "shuffle_dataset": True},
+        "stream": as_stream,
+        "shuffled stream": {**as_stream, "shuffle_dataset": True},
     }
     config = {**config, **kinds[kind], "max_steps": 24, "save_steps": 4, "gradient_accumulation_steps": 2}
     out = tmp_path / "out"
@@ -160,7 +162,7 @@ def test_damaged_newest_checkpoint_is_skipped_with_a_sentence_and_the_end_is_bit
     assert f"Skipped checkpoint-24: {sentence}" in run.stderr
     assert run.result["resumed_from_step"] == 20
     assert ("it is read again from its start up to the rows of checkpoint-20" in run.stderr) == (
-        kind == "stream"
+        kind == "shuffled stream"
     )
     assert_bit_equal(weights(out), before)
 

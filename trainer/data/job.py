@@ -25,7 +25,7 @@ from trainer.data.mixing import ROLES, mix_rows, split_rows
 from trainer.data.packing import write_packs
 from trainer.data.plan import DatasetSpec
 from trainer.data.row_format import Pretokenised, RowFormat
-from trainer.data.rows import RowChunk, read_source
+from trainer.data.rows import RowChunk, RowPlace, read_source
 from trainer.data.statistics import Statistics, summarise
 from trainer.data.store import load_rows, open_writer
 from trainer.data.tokenise import ProgressTeller, Tokeniser
@@ -131,8 +131,18 @@ class PreparationJob:
             rows = rows.shuffle(seed=self.shuffle_seed)
         return rows
 
-    def open_pipeline(self, spec: DatasetSpec, source: DataSource, *, streaming: bool = False) -> RowPipeline:
-        """:raises DataError: no rows, or rows of no format"""
+    def open_pipeline(
+        self,
+        spec: DatasetSpec,
+        source: DataSource,
+        *,
+        streaming: bool = False,
+        start: RowPlace | None = None,
+    ) -> RowPipeline:
+        """
+        :param start: where the rows begin; what they are is told by the first ones of all the same
+        :raises DataError: no rows, or rows of no format
+        """
         chunks = read_source(source, split=spec.split_name, streaming=streaming)
         first = next(chunks, None)
         if first is None:
@@ -148,6 +158,8 @@ class PreparationJob:
                 raise DataError(f"{source} ({spec.key}): the data handlers leave out every row.")
             row_format = choose_format(first, self.keys, self._tokenizer, self._ending.text)
             rows = chain([first], rows)
+        if start is not None:
+            rows = handled.run(read_source(source, start=start), dropped.add)
         return RowPipeline(rows, row_format, self._tokeniser(spec, handled, dropped))
 
     def _tokeniser(self, spec: DatasetSpec, handled: HandledRows, dropped: DropLog) -> Tokeniser:
@@ -166,7 +178,7 @@ class PreparationJob:
         pipeline = self.open_pipeline(spec, source)
         progress, rows = ProgressTeller(str(source), self._say, self._beat), 0
         with open_writer(path) as writer:
-            for encoded, kept in pipeline.tokeniser.tokenise(pipeline.chunks, pipeline.row_format):
+            for _, encoded, kept in pipeline.tokeniser.tokenise(pipeline.chunks, pipeline.row_format):
                 batch = encoded.batch()
                 writer.write_batch(batch if kept.all() else batch.filter(pa.array(kept)))
                 rows += int(kept.sum())

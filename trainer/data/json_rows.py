@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, Literal, TextIO
 
 from airflow_provider_sft.contract.errors import DataError
 
@@ -39,20 +40,59 @@ def read_json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
 
 def _read_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
     head = file.read(_READ_CHARS)
-    stripped = head.lstrip()
-    if stripped.startswith("[") and _is_array_of_objects(stripped):
+    shape = _find_shape(head)
+    if shape == "array":
         yield from _ArrayReader(path, file, head).rows()
-    elif len(head) < _READ_CHARS and not _parses(stripped.split("\n", 1)[0]) and _parses(stripped):
-        yield 1 + head.count("\n", 0, len(head) - len(stripped)), _checked(path, 1, json.loads(stripped))
+    elif shape == "object":
+        start = len(head) - len(head.lstrip())
+        yield 1 + head.count("\n", 0, start), _checked(path, 1, json.loads(head))
     else:
         file.seek(0)
         yield from _line_rows(path, file)
 
 
-def _line_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
+def _find_shape(head: str) -> Literal["array", "object", "lines"]:
+    stripped = head.lstrip()
+    if stripped.startswith("[") and _is_array_of_objects(stripped):
+        return "array"
+    if len(head) < _READ_CHARS and not _parses(stripped.split("\n", 1)[0]) and _parses(stripped):
+        return "object"
+    return "lines"
+
+
+def is_json_lines(path: Path) -> bool:
+    """An object a line, as far as the file's head tells, so that reading can begin at any of them."""
+    with path.open(encoding="utf-8-sig") as file:
+        head = file.read(_READ_CHARS)
+        ends = file.newlines  # those seen: None, one, or a tuple
+    return _find_shape(head) == "lines" and "\r" not in (ends if isinstance(ends, tuple) else (ends,))
+
+
+def read_json_lines(path: Path, first_line: int) -> Iterator[tuple[int, Row]]:
+    """The rows from line `first_line` on, without a look at those before; lines end as `is_json_lines` takes them to."""
+    with path.open("rb") as file:
+        file.seek(_find_line(file, first_line))
+        yield from _line_rows(path, io.TextIOWrapper(file, encoding="utf-8"), first_line)
+
+
+def _find_line(file: BinaryIO, number: int) -> int:
+    """Where in `file` line `number` begins, in bytes; counting them is all that is done to the lines before."""
+    left, offset = number - 1, 0
+    while left and (block := file.read(_READ_CHARS)):
+        if (ends := block.count(b"\n")) < left:
+            left, offset = left - ends, offset + len(block)
+            continue
+        end = -1
+        for _ in range(left):
+            end = block.index(b"\n", end + 1)
+        return offset + end + 1
+    return offset
+
+
+def _line_rows(path: Path, file: TextIO, first_line: int = 1) -> Iterator[tuple[int, Row]]:
     """Blank lines count and are left out."""
     decode = json.JSONDecoder().raw_decode  # half the time of json.loads, for short lines
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(file, first_line):
         text = line.strip(_BLANKS)
         try:
             row, end = decode(text)

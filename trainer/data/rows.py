@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, DataError, TransientError
 from trainer.data.files import KINDS, DataSource
-from trainer.data.json_rows import Row, read_json_rows
+from trainer.data.json_rows import Row, is_json_lines, read_json_lines, read_json_rows
 
 CHUNK_ROWS = 2048
 _CSV_FIELD_CHARS = 1 << 30
@@ -36,16 +36,36 @@ class RowChunk:
         return RowChunk(self.path, self.rows[start:end], self.numbers[start:end], self.unit)
 
 
-def read_source(source: DataSource, *, split: str = "train", streaming: bool = False) -> Iterator[RowChunk]:
+@dataclass(frozen=True)
+class RowPlace:
+    """A line of one of a data set's files, counted from 1, where reading can begin."""
+
+    file: int
+    line: int
+
+
+def read_source(
+    source: DataSource, *, split: str = "train", streaming: bool = False, start: RowPlace | None = None
+) -> Iterator[RowChunk]:
     """The rows of a data set, in order.
 
     :param split: of a Hub data set
     :param streaming: read a Hub data set as it downloads
+    :param start: only where `can_start_anywhere`
     """
     if source.hub_id:
         yield from _read_hub(source, split, streaming=streaming)
-    for path in source.files:
-        yield from read_chunks(path, kind=source.kind)
+    for number, path in enumerate(source.files):
+        if start is None or number > start.file:
+            yield from read_chunks(path, kind=source.kind)
+        elif number == start.file:
+            yield from _chunks(path, read_json_lines(path, start.line))
+
+
+def can_start_anywhere(source: DataSource) -> bool:
+    """Whether the rows can be read from a place in their middle on, without those before: JSON lines can."""
+    kinds = {source.kind or KINDS[path.suffix] for path in source.files}
+    return not source.hub_id and kinds == {"json"} and all(is_json_lines(path) for path in source.files)
 
 
 def read_chunks(path: Path, *, kind: str | None = None) -> Iterator[RowChunk]:

@@ -40,8 +40,8 @@ class Tokeniser:
 
     def tokenise(
         self, chunks: Iterable[RowChunk], row_format: RowFormat | Pretokenised
-    ) -> Iterator[tuple[EncodedRows, npt.NDArray[np.bool_]]]:
-        """Chunk by chunk: the rows, and which of them are kept.
+    ) -> Iterator[tuple[RowChunk, EncodedRows, npt.NDArray[np.bool_]]]:
+        """Chunk by chunk: the rows, their tokens, and which of them are kept.
 
         :raises DataError: a row is wrong
         """
@@ -51,7 +51,7 @@ class Tokeniser:
                 self.dropped.add(
                     self._reason(row_format, encoded, int(index), blank), chunk.where(int(index))
                 )
-            yield encoded, kept
+            yield chunk, encoded, kept
 
     def _encode(
         self, chunks: Iterable[RowChunk], row_format: RowFormat | Pretokenised

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import islice
+from pathlib import Path
 
 import datasets
 import pytest
@@ -109,15 +110,65 @@ def test_stream_starts_again_in_the_same_order(tmp_path, bpe):
     assert [row["labels"][-2] for row in stream.train] == [row["labels"][-2] for row in stream.train]
 
 
-def test_stream_resumes_from_its_state_bit_exactly(tmp_path, bpe):
-    stream = mix(tmp_path, bpe, source(tmp_path, "a", 50), processor=STREAM, max_steps=5).train
+def rest_after_each(stream, *counts):
+    """The rows after so many, as one goes on and as one that begins from the state there gives them."""
+    for count in counts:
+        iterator = iter(stream)
+        list(islice(iterator, count))
+        state = json.loads(json.dumps(stream.state_dict(), default=int))
+        rest = [row["input_ids"] for row in iterator]
+        stream.load_state_dict(state)
+        yield rest, [row["input_ids"] for row in stream]
+        stream.load_state_dict(None)
+
+
+def odd_lines(tmp_path):
+    """A byte-order mark, both ends of lines, blank lines, rows that are left out, characters of many bytes."""
+    texts = ["\ufeff", *(f'{{"prompt": "é", "completion": " {i}"}}\r\n\n' for i in range(20))]
+    texts += ['{"prompt": "é", "completion": ""}\n', '{"prompt": "日本", "completion": " z"}']
+    (tmp_path / "odd.jsonl").write_bytes("".join(texts).encode())
+    return {"name": "odd", "data_paths": [str(tmp_path / "odd.jsonl"), str(tmp_path / "a.jsonl")]}
+
+
+def test_stream_goes_on_from_its_state_bit_exactly_wherever_that_is(tmp_path, bpe):
+    source(tmp_path, "a", 30)
+    stream = mix(tmp_path, bpe, odd_lines(tmp_path), processor=STREAM, max_steps=5).train
+    for rest, resumed in rest_after_each(stream, 1, 17, 20, 21, 22, 50, 51):
+        assert resumed == rest
+
+
+@pytest.mark.parametrize("strategy", ["all_exhausted", "first_exhausted"])
+def test_streams_drawn_by_weight_go_on_from_their_state(tmp_path, bpe, strategy):
+    sources = [source(tmp_path, "a", 20, sampling=0.3), source(tmp_path, "b", 50, sampling=0.7)]
+    processor = {**STREAM, "sampling_stopping_strategy": strategy}
+    stream = mix(tmp_path, bpe, *sources, processor=processor, max_steps=5).train
+    for rest, resumed in rest_after_each(stream, 1, 13, 25):
+        assert rest
+        assert resumed == rest
+
+
+def test_stream_that_goes_on_reads_no_row_that_is_behind_it(tmp_path, bpe):
+    """Line 3,000 is damaged by then: the first lines say what the rows are, and those from the place on are read."""
+    one = source(tmp_path, "a", 6000)
+    stream = mix(tmp_path, bpe, one, processor=STREAM, max_steps=5).train
     iterator = iter(stream)
-    seen = [next(iterator)["input_ids"] for _ in range(17)]
-    state = stream.state_dict()
-    rest = [row["input_ids"] for row in iterator]
+    list(islice(iterator, 5000))
+    state, rest = stream.state_dict(), [row["input_ids"] for row in iterator]
+    [path] = map(Path, one["data_paths"])
+    lines = path.read_text().splitlines()
+    lines[2999] = "no JSON"
+    path.write_text("\n".join(lines))
     stream.load_state_dict(state)
     assert [row["input_ids"] for row in stream] == rest
-    assert len(seen) + len(rest) == 50
+
+
+def test_stream_of_another_kind_of_file_goes_on_as_well(tmp_path, bpe):
+    rows = [{"prompt": "a", "completion": f" {i}"} for i in range(30)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    one = {"name": "array", "data_paths": [str(tmp_path / "rows.json")]}
+    stream = mix(tmp_path, bpe, one, processor=STREAM, max_steps=5).train
+    [(rest, resumed)] = rest_after_each(stream, 11)
+    assert (len(rest), resumed) == (19, rest)
 
 
 def test_stream_has_no_statistics_but_of_its_first_rows(tmp_path, bpe):
