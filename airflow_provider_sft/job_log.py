@@ -70,7 +70,7 @@ class NodeLog:
         return True
 
     def _tell(self, error: Exception) -> None:
-        """Once; a node that is lost has no log for a while."""
-        if not self._failed and api_status(error) != _NOT_FOUND:
+        """Once; a node that is lost has no log for a while. A pod that is gone after it was followed is none to tell of."""
+        if not self._failed and not (api_status(error) == _NOT_FOUND and self.read_until):
             self._failed = True
             self._wire.log.warning("The log cannot be read now: %s", describe_api_error(error))

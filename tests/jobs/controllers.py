@@ -22,7 +22,6 @@ from tests.kube.store import now
 
 Manifest = dict[str, Any]
 _TICK_S = 0.03
-_FAILED_FOR_S = 0.5  # a kubelet takes its time over a pod that failed, and an engine's eyes are no quicker
 _CUSTOM = {
     "jobset": [("jobset.x-k8s.io", "v1alpha2", "jobsets", "JobSet")],
     "pytorchjob": [("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")],
@@ -53,13 +52,19 @@ class Kueue:
 class Controllers:
     """
     :param engines: those that the cluster serves besides `job`
+    :param failed_for_s: what an engine takes to act on a pod that failed; kubelets and its own eyes are slow
     :param elsewhere: another cluster has the pods, as with MultiKueue; all of them end well at once
     """
 
     def __init__(
-        self, kube: KubeServer, *engines: str, kueue: Kueue | None = None, elsewhere: bool = False
+        self,
+        kube: KubeServer,
+        *engines: str,
+        kueue: Kueue | None = None,
+        elsewhere: bool = False,
+        failed_for_s: float = 0.5,
     ) -> None:
-        self.kube, self.kueue, self.elsewhere = kube, kueue, elsewhere
+        self.kube, self.kueue, self.elsewhere, self.failed_for_s = kube, kueue, elsewhere, failed_for_s
         self.kinds: dict[str, Resource] = {"Job": JOBS}
         for served in (made for engine in engines for made in _CUSTOM.get(engine, ())):
             self.kinds[served[3]] = kube.serve(*served)
@@ -199,7 +204,7 @@ class _Job:
             pod for pod in self.alive if pod["status"].get("phase") == "Failed" and not _is_old(pod)
         ]:
             since_s = self.controllers.failed_at_s.setdefault(failed[0]["metadata"]["uid"], time.monotonic())
-            if time.monotonic() - since_s >= _FAILED_FOR_S:
+            if time.monotonic() - since_s >= self.controllers.failed_for_s:
                 self._take_failure(failed[0])
         elif self._is_done():
             kinds = {"JobSet": "Completed", "PyTorchJob": "Succeeded"}

@@ -89,6 +89,24 @@ def test_lost_node_restarts_the_job_without_an_airflow_retry(desk, engine):
     assert "is restarting: " in outcome.log
 
 
+@MODES
+@pytest.mark.parametrize("engine", ["jobset", "trainjob"])
+def test_node_that_is_deleted_as_soon_as_it_failed_leaves_its_whole_log(desk, engine, deferrable):
+    with Controllers(desk.kube, engine, failed_for_s=0):
+        lines = {"stand_in_line": "the first line", "stand_in_last_line": "the last line"}
+        run = desk.stand_in(
+            deferrable=deferrable,
+            engine=engine,
+            **lines,
+            stand_in_steps=20,
+            stand_in_exit=203,
+            max_restarts=4,
+        )
+        outcome, task = tune(run)
+    assert task.state == "failed", outcome.log
+    assert [outcome.log.count(line) for line in lines.values()] == [len(desk.kube.starts)] * 2 == [5, 5]
+
+
 @ENGINES
 def test_job_restarts_as_often_as_it_may_and_then_airflow_retries(desk, engine):
     with Controllers(desk.kube, engine):

@@ -5,11 +5,13 @@ import json
 import logging
 
 import pytest
+from kubernetes.client import ApiException
 
 from airflow_provider_sft import failures
 from airflow_provider_sft.engines.registry import ENGINES
 from airflow_provider_sft.engines.state import JobState, Stage
 from airflow_provider_sft.job_clock import NOTE_ANNOTATION, Clock, Note, read_note
+from airflow_provider_sft.job_feed import Wire
 from airflow_provider_sft.job_log import NodeLog
 from airflow_provider_sft.job_watch import JobWatch, Limits
 from tests.jobs.states import pod
@@ -110,6 +112,20 @@ def test_lines_that_overlapping_reads_bring_twice_are_told_once():
     for _ in range(3):
         asyncio.run(log._read())
     assert log.told == ["line 1", "line 2", "line 3", "line 4", "line 4 more"]
+
+
+class Missing(NodeLog):
+    async def _read(self):
+        raise ApiException(status=404, reason="pods not found")
+
+
+def test_log_of_a_pod_that_was_gone_before_it_was_read_is_missed_once_and_aloud(caplog):
+    wire = Wire(lambda: None, lambda: None, None, logging.getLogger("test"))
+    for read_until, words in (("", ["The log cannot be read now: 404: pods not found"]), ("2026", [])):
+        caplog.clear()
+        log = Missing("/log", "node", wire, print, read_until=read_until)
+        asyncio.run(log.follow(lambda: True))
+        assert [record.message for record in caplog.records] == words
 
 
 def test_reader_that_takes_over_begins_after_the_last_line_that_was_told():

@@ -2,7 +2,7 @@
 
 STAND_IN_EXIT: the exit code (default 0) · STAND_IN_RESULT: `none`, `garbage` or unset (a result that fits the code)
 STAND_IN_STEPS: how many progress lines, 20 ms apart · STAND_IN_ON_TERM: `save` (206), `ignore`, `succeed` or unset
-STAND_IN_LINE: a line to print · STAND_IN_RECORD: a file that gets one JSON line with what arrived
+STAND_IN_LINE, STAND_IN_LAST_LINE: what to print first and last · STAND_IN_RECORD: a file that gets one JSON line with what arrived
 STAND_IN_DIE: a signal to die of · STAND_IN_SAVE_S: how long it saves
 """
 
@@ -83,6 +83,8 @@ def main() -> int:
         }
         print(json.dumps(progress, separators=(",", ":")), flush=True)
         time.sleep(0.02)
+    if line := os.environ.get("STAND_IN_LAST_LINE"):
+        print(line, flush=True)
     if name := os.environ.get("STAND_IN_DIE"):
         os.kill(os.getpid(), signal.Signals[name])
     exit_code = int(os.environ.get("STAND_IN_EXIT", "0"))
