@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from trainer.files import read_json, sha256_file, sync_directory, sync_tree, write_json
+from trainer.files import digest_json, read_json, sha256_file, sync_directory, sync_tree, write_json
 from trainer.pickles import find_unsafe_pickles
 
 MANIFEST_FILE = "manifest.json"
@@ -36,6 +36,8 @@ class CheckpointStore:
         self.output_dir = output_dir
         self.staging_dir = output_dir / STAGING_DIR
         self.keep = keep
+        # Checkpoints whose content was looked at: how their files were then, and whether they were whole.
+        self._seen: dict[str, tuple[str, bool]] = {}
 
     def publish(self, step: int, facts: dict[str, Any], *, best: Path | None = None) -> Path:
         """Make `.staging/checkpoint-<step>` the newest checkpoint, then drop the oldest beyond `keep`.
@@ -45,14 +47,19 @@ class CheckpointStore:
         """
         staged, final = self.staging_dir / f"checkpoint-{step}", self.output_dir / f"checkpoint-{step}"
         (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-        with ThreadPoolExecutor(max_workers=1) as beside:  # hashing takes a core, flushing the disk
-            described = beside.submit(_describe_files, staged)
+        with ThreadPoolExecutor() as beside:  # hashing takes cores, flushing the disk
+            files = {path: beside.submit(sha256_file, path) for path in _list_files(staged)}
             sync_tree(staged)
-        write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": described.result()})
+        described = {
+            str(path.relative_to(staged)): {"size_bytes": path.stat().st_size, "sha256": digest.result()}
+            for path, digest in files.items()
+        }
+        write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": described})
         aside = self._move_aside(final)
         staged.rename(final)
         sync_directory(self.output_dir)
         shutil.rmtree(aside, ignore_errors=True)
+        self._seen[final.name] = (_fingerprint(final), True)
         self._drop_oldest(best)
         return final
 
@@ -78,12 +85,21 @@ class CheckpointStore:
     def _drop_oldest(self, best: Path | None) -> None:
         if self.keep is None:
             return
-        # Looked at anew each time: the ones kept must be whole, so a broken one does not push out a good one. By size:
-        # hashing them all at each save would cost more than the save.
-        whole = [path for path in self._newest_first() if _is_whole(path)]
+        # The ones kept must be whole, so that a broken one does not push out a good one, least of all the last.
+        whole = [path for path in self._newest_first() if self._is_whole(path)]
         for checkpoint in whole[max(self.keep, 1) :]:
             if checkpoint != best:
                 shutil.rmtree(self._move_aside(checkpoint))
+
+    def _is_whole(self, checkpoint: Path) -> bool:
+        """Published, and every file has its digest; one that stands as it did when it was hashed is not hashed again."""
+        manifest = read_json(checkpoint / MANIFEST_FILE)
+        if manifest is None or any(_size_flaws(checkpoint, manifest)):
+            return False
+        fingerprint = _fingerprint(checkpoint)
+        if self._seen.get(checkpoint.name, ("", False))[0] != fingerprint:
+            self._seen[checkpoint.name] = fingerprint, not any(_manifest_flaws(checkpoint, manifest))
+        return self._seen[checkpoint.name][1]
 
     def _move_aside(self, checkpoint: Path) -> Path:
         """Out of sight by one rename: a kill while the files go leaves nothing that looks like a checkpoint."""
@@ -109,12 +125,6 @@ def find_flaw(checkpoint: Path) -> str | None:
     if manifest is None:
         return next(_foreign_flaws(checkpoint), None)
     return next(chain(_manifest_flaws(checkpoint, manifest), find_unsafe_pickles(checkpoint)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Published, and every file has its size."""
-    manifest = read_json(checkpoint / MANIFEST_FILE)
-    return manifest is not None and not any(_size_flaws(checkpoint, manifest))
 
 
 def _manifest_flaws(checkpoint: Path, manifest: dict[str, Any]) -> Iterator[str]:
@@ -168,12 +178,16 @@ def _is_whole_safetensors(path: Path) -> bool:
     return path.stat().st_size == _HEADER_LENGTH_BYTES + header_bytes + max(ends, default=0)
 
 
-def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    return {
-        str(path.relative_to(directory)): {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_FILE
-    }
+def _list_files(directory: Path) -> list[Path]:
+    return [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE]
+
+
+def _fingerprint(checkpoint: Path) -> str:
+    """Of what the file system knows of the files: it differs once one of them was written to, put back or replaced."""
+    found = [(path.name, path.stat()) for path in _list_files(checkpoint)]
+    return digest_json(
+        [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found]
+    )
 
 
 def _checkpoint_dirs(output_dir: Path) -> list[Path]:

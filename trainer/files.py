@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ _BLOCK_BYTES = 1 << 20
 # Up to here a file is hashed whole; beyond it, its size and this many blocks spread over it.
 _WHOLE_FILE_BYTES = 64 * _BLOCK_BYTES
 _SAMPLED_BLOCKS = 64
+_FLUSHING_THREADS = 8
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -53,11 +55,16 @@ def sync_tree(directory: Path) -> None:
     another user to serve.
     """
     mode = 0o666 & ~_umask()
-    for parent, _, names in os.walk(directory, topdown=False):
-        for name in names:
-            Path(parent, name).chmod(mode)
-            _sync(Path(parent, name), os.O_RDONLY)
-        sync_directory(Path(parent))
+
+    def sync(path: Path) -> None:
+        path.chmod(mode)
+        _sync(path, os.O_RDONLY)
+
+    found = sorted(directory.rglob("*"))
+    with ThreadPoolExecutor(_FLUSHING_THREADS) as pool:  # one journal commit serves many
+        list(pool.map(sync, (path for path in found if path.is_file())))
+    for path in (*reversed([path for path in found if path.is_dir()]), directory):
+        sync_directory(path)
 
 
 def sync_directory(directory: Path) -> None:

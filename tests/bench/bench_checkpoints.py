@@ -1,5 +1,9 @@
 """What durability costs: a checkpoint against a plain write of its bytes, a resume against a start, a million rows skipped.
 
+Measured on two shared cores: a save takes 2.1 to 2.6 times a plain write's wall time (307 MB in full, 54 MB of LoRA). What
+is more than the bytes: a digest of each (hashed beside the flushing, on as many cores as there are), torch's own format,
+the check that every weight is finite, and a dozen small files. A million rows of a stream are skipped in 0.07 s.
+
 Interleaved, the least of five. CPU seconds tell what the code costs; wall seconds depend on the disk and who else uses it.
 """
 

@@ -116,7 +116,7 @@ def test_rotation_counts_whole_checkpoints_only(tmp_path):
     assert newest(store)[0] == "checkpoint-4"
 
 
-@pytest.mark.parametrize("damage", [cut, lambda path: path.unlink()])
+@pytest.mark.parametrize("damage", [cut, lambda path: path.unlink(), flip_a_bit])
 def test_rotation_does_not_count_a_damaged_checkpoint_for_a_whole_one(tmp_path, damage):
     store = CheckpointStore(tmp_path, keep=2)
     publish(store, 2, 4)
@@ -124,6 +124,18 @@ def test_rotation_does_not_count_a_damaged_checkpoint_for_a_whole_one(tmp_path, 
     publish(store, 6)
     assert (tmp_path / "checkpoint-2").exists()
     damage(tmp_path / "checkpoint-6" / "model.safetensors")
+    assert newest(store)[0] == "checkpoint-2"
+
+
+@pytest.mark.parametrize("is_another_attempt", [False, True])
+def test_last_whole_checkpoint_stays_whatever_flips_in_those_after_it(tmp_path, is_another_attempt):
+    store = CheckpointStore(tmp_path, keep=2)
+    publish(store, 2)
+    for step in (4, 6, 8):
+        if is_another_attempt:
+            store = CheckpointStore(tmp_path, keep=2)
+        publish(store, step)
+        flip_a_bit(tmp_path / f"checkpoint-{step}" / "optimizer.pt")
     assert newest(store)[0] == "checkpoint-2"
 
 
