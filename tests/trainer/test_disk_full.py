@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.trainer.here import train_here
 from tests.trainer.small_disk import run_on_small_disk
 from tests.trainer.test_resume import assert_bit_equal, weights
 
@@ -30,7 +31,7 @@ def order(lora_config, tmp_path):
 
 
 def test_full_volume_while_a_checkpoint_is_saved_is_201_and_the_run_resumes_when_there_is_room(
-    order, run_trainer, tmp_path
+    order, tmp_path
 ):
     full, again = run_on_small_disk(order, tmp_path)
     assert full["code"] == 201
@@ -40,7 +41,7 @@ def test_full_volume_while_a_checkpoint_is_saved_is_201_and_the_run_resumes_when
     assert not {".complete", ".staging"} & set(full["names"])
     assert (again["code"], again["result"]["attempt"]) == (0, 2)
     assert again["result"]["resumed_from_step"] == full["result"]["last_checkpoint_step"]
-    run_trainer({**order["config"], "output_dir": str(tmp_path / "undisturbed")})
+    train_here({**order["config"], "output_dir": str(tmp_path / "undisturbed")}, tmp_path / "scratch")
     assert_bit_equal(weights(tmp_path / "kept"), weights(tmp_path / "undisturbed"))
 
 

@@ -13,37 +13,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
-from tests.conftest import TrainerRun
 from trainer.evaluate import main
 from trainer.generate import Generator
 
 PROMPT = "### Text: @bank the bill is wrong (3)\n\n### Label:"
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_model_dir, tmp_path_factory):
+@pytest.fixture(scope="session")
+def adapter(lora):
     """A LoRA adapter that learned the labels, with a token of its own, exported for vLLM."""
-    directory = tmp_path_factory.mktemp("adapter")
-    config = {
-        "model_name_or_path": str(tiny_model_dir),
-        "training_data_path": str(tiny.write_tweets(directory / "tweets.jsonl")),
-        "output_dir": str(directory / "out"),
-        "dataset_text_field": "output",
-        "response_template": "\n### Label:",
-        "peft_method": "lora",
-        "target_modules": ["all-linear"],
-        "torch_dtype": "float32",
-        "max_steps": 60,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 5e-3,
-        "save_strategy": "no",
-        "report": False,
-        "add_special_tokens": ["<|complaint|>"],
-        "lora_post_process_for_vllm": True,
-    }
-    run = TrainerRun(config, {}, directory / "termination.log")
-    assert run.wait() == 0, run.stderr[-4000:]
-    return directory / "out"
+    return lora.out
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 
 import psutil
 import pytest
@@ -15,15 +16,26 @@ from tests.trainer.test_resume import assert_bit_equal, step_reached, weights
 TWO = {"SET_NUM_PROCESSES_TO_NUM_GPUS": "False"}
 
 
+SENSITIVE = {"max_steps": 40, "save_steps": 5, "lora_dropout": 0.2}
+
+
 @pytest.fixture
 def two_ranks(lora_config):
-    return {
-        **lora_config,
-        "accelerate_launch_args": {"num_processes": 2},
-        "max_steps": 40,
-        "save_steps": 5,
-        "lora_dropout": 0.2,
-    }
+    return {**lora_config, **SENSITIVE, "accelerate_launch_args": {"num_processes": 2}}
+
+
+@pytest.fixture(scope="session")
+def undisturbed_ranks(finish):
+    """Undisturbed but for the port that they are told to meet at, which is taken."""
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        args = {"num_processes": 2, "main_process_port": busy.getsockname()[1]}
+        return finish("two-ranks", env=TWO, accelerate_launch_args=args, **SENSITIVE)
+
+
+def test_busy_rendezvous_port_is_passed_by(undisturbed_ranks):
+    assert undisturbed_ranks.result["world_size"] == 2
 
 
 def rank_process(parent_pid: int, rank: int) -> psutil.Process:
@@ -35,9 +47,8 @@ def rank_process(parent_pid: int, rank: int) -> psutil.Process:
 
 
 def test_sigterm_to_two_ranks_saves_once_and_resumes_bit_equal(
-    two_ranks, start_trainer, run_trainer, tmp_path
+    two_ranks, start_trainer, run_trainer, undisturbed_ranks, tmp_path
 ):
-    run_trainer({**two_ranks, "output_dir": str(tmp_path / "undisturbed")}, **TWO)
     first = start_trainer(two_ranks, **TWO)
     wait_for(lambda: step_reached(tmp_path / "out") >= 7)
     first.process.send_signal(signal.SIGTERM)
@@ -45,7 +56,7 @@ def test_sigterm_to_two_ranks_saves_once_and_resumes_bit_equal(
     stopped_at = first.result["last_checkpoint_step"]
     second = run_trainer(two_ranks, **TWO)
     assert second.result["resumed_from_step"] == stopped_at
-    assert_bit_equal(weights(tmp_path / "out"), weights(tmp_path / "undisturbed"))
+    assert_bit_equal(weights(tmp_path / "out"), weights(undisturbed_ranks.out))
 
 
 def test_four_ranks_resume_bit_equal_with_every_weight_trained(lora_config, run_trainer, tmp_path):
@@ -116,8 +127,6 @@ def node(start_trainer, config, rank, port):
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -138,18 +147,3 @@ def test_two_nodes_of_two_ranks_train_one_model_and_leave_one_result(lora_config
         line for line in (tmp_path / "out" / "attempts.jsonl").read_text().splitlines() if "started" in line
     ]
     assert len(starts) == 1
-
-
-def test_busy_rendezvous_port_is_passed_by(two_ranks, run_trainer):
-    import socket
-
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        port = busy.getsockname()[1]
-        config = {
-            **two_ranks,
-            "max_steps": 2,
-            "accelerate_launch_args": {"num_processes": 2, "main_process_port": port},
-        }
-        assert run_trainer(config, **TWO).result["world_size"] == 2

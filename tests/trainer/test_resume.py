@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import tiny
-from tests.conftest import TrainerRun
+from tests.trainer.here import train_here
 from tests.trainer.test_refusals import wait_for
 
 
@@ -32,19 +31,8 @@ def assert_bit_equal(left, right):
 
 @pytest.fixture
 def config(lora_config):
-    """Long enough to be hit in the middle; dropout and shuffling make it sensitive to every random state."""
-    return {**lora_config, "max_steps": 40, "save_steps": 5, "lora_dropout": 0.2, "logging_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny_model_dir, tmp_path_factory):
-    """The weights of `config` when nothing happens to it: of all tests here."""
-    directory = tmp_path_factory.mktemp("undisturbed")
-    tweets = tiny.write_tweets(directory / "tweets.jsonl")
-    config = {**tiny.lora_config(tiny_model_dir, tweets, directory / "out"), "max_steps": 40, "save_steps": 5}
-    run = TrainerRun({**config, "lora_dropout": 0.2}, {}, directory / "termination.log")
-    assert run.wait() == 0, run.stderr[-4000:]
-    return weights(directory / "out")
+    """That of `undisturbed`, in a place of its own; long enough to be hit in the middle."""
+    return {**lora_config, "max_steps": 40, "save_steps": 5, "lora_dropout": 0.2}
 
 
 def step_reached(out):
@@ -79,7 +67,7 @@ def test_sigterm_saves_and_the_next_attempt_ends_bit_equal(
     assert f"Attempt 2 resumes from checkpoint-{stopped_at}." in second.stderr
     assert second.progress[0]["step"] == stopped_at + 1
     assert (second.result["resumed_from_step"], second.result["attempt"]) == (stopped_at, 2)
-    assert_bit_equal(weights(out), undisturbed)
+    assert_bit_equal(weights(out), weights(undisturbed.out))
 
 
 def test_sigkill_at_random_points_ends_bit_equal(config, start_trainer, run_trainer, undisturbed, tmp_path):
@@ -92,7 +80,7 @@ def test_sigkill_at_random_points_ends_bit_equal(config, start_trainer, run_trai
         run.wait()
     last = run_trainer(config)
     assert last.result["attempt"] == 3
-    assert_bit_equal(weights(out), undisturbed)
+    assert_bit_equal(weights(out), weights(undisturbed.out))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -136,9 +124,8 @@ def as_stream(tweets, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "damage", "sentence"),
     [
-        ("plain", cut, "optimizer.pt has 100 bytes"),
         ("packed", flip_a_bit, "optimizer.pt is damaged (its digest differs)"),
-        ("stream", lambda path: path.unlink(), "optimizer.pt is missing"),
+        ("stream", cut, "optimizer.pt has 100 bytes"),
         ("shuffled stream", lambda path: path.unlink(), "optimizer.pt is missing"),
     ],
 )
@@ -147,15 +134,13 @@ def test_damaged_newest_checkpoint_is_skipped_with_a_sentence_and_the_end_is_bit
 ):
     """Steps 20 to 24, also of streams: more than one pass over their 64 rows, and accumulated batches."""
     kinds = {
-        "plain": {},
         "packed": {"packing": True, "max_seq_length": 64},
         "stream": as_stream,
         "shuffled stream": {**as_stream, "shuffle_dataset": True},
     }
     config = {**config, **kinds[kind], "max_steps": 24, "save_steps": 4, "gradient_accumulation_steps": 2}
     out = tmp_path / "out"
-    run_trainer(config)
-    (out / ".complete").unlink()
+    train_here(config, tmp_path / "scratch")
     damage(out / "checkpoint-24" / "optimizer.pt")
     before = weights(out)
     run = run_trainer(config)
@@ -167,15 +152,31 @@ def test_damaged_newest_checkpoint_is_skipped_with_a_sentence_and_the_end_is_bit
     assert_bit_equal(weights(out), before)
 
 
-def test_other_number_of_processes_resumes_and_says_what_that_changes(config, run_trainer, tmp_path):
+@pytest.fixture
+def left_by_another(undisturbed, tmp_path):
+    """The checkpoints of `undisturbed` up to step 20, in an output_dir that no run has claimed."""
+    out = tmp_path / "out"
+    for step in (10, 15, 20):
+        shutil.copytree(undisturbed.out / f"checkpoint-{step}", out / f"checkpoint-{step}")
+    return out
+
+
+def test_checkpoint_without_a_file_is_skipped_and_the_end_is_bit_equal(
+    config, left_by_another, run_trainer, undisturbed
+):
+    (left_by_another / "checkpoint-20" / "optimizer.pt").unlink()
+    run = run_trainer(config)
+    assert "Skipped checkpoint-20: optimizer.pt is missing" in run.stderr
+    assert run.result["resumed_from_step"] == 15
+    assert_bit_equal(weights(left_by_another), weights(undisturbed.out))
+
+
+def test_other_number_of_processes_resumes_and_says_what_that_changes(config, left_by_another, run_trainer):
     """The same config on another node: how many processes there are comes from the environment."""
-    config = {**config, "max_steps": 8, "save_steps": 4}
-    run_trainer(config)
-    (tmp_path / "out" / ".complete").unlink()
-    shutil.rmtree(tmp_path / "out" / "checkpoint-8")
-    run = run_trainer(config, PET_NPROC_PER_NODE="2", SET_NUM_PROCESSES_TO_NUM_GPUS="False")
-    assert (run.result["resumed_from_step"], run.result["world_size"]) == (4, 2)
+    two = {"PET_NPROC_PER_NODE": "2", "SET_NUM_PROCESSES_TO_NUM_GPUS": "False"}
+    run = run_trainer({**config, "max_steps": 24}, **two)
+    assert (run.result["resumed_from_step"], run.result["world_size"]) == (20, 2)
     assert any(
-        "checkpoint-4 was written by one process and this run has 2 processes" in notice
-        for notice in json.loads((tmp_path / "out" / "result.json").read_text())["notices"]
+        "checkpoint-20 was written by one process and this run has 2 processes" in notice
+        for notice in json.loads((left_by_another / "result.json").read_text())["notices"]
     )

@@ -3,48 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.conftest import TrainerRun
 from trainer.files import sha256_file
-
-
-@pytest.fixture(scope="module")
-def lora(tiny_model_dir, tmp_path_factory):
-    """One finished LoRA run with evaluation and a report, looked at by many tests."""
-    directory = tmp_path_factory.mktemp("lora")
-    config = {
-        "model_name_or_path": str(tiny_model_dir),
-        "training_data_path": str(tiny.write_tweets(directory / "tweets.jsonl")),
-        "validation_data_path": str(tiny.write_tweets(directory / "held-out.jsonl", rows=16, seed=9)),
-        "output_dir": str(directory / "out"),
-        "dataset_text_field": "output",
-        "response_template": "\n### Label:",
-        "peft_method": "lora",
-        "target_modules": ["all-linear"],
-        "torch_dtype": "float32",
-        "max_steps": 60,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 5e-3,
-        "logging_strategy": "steps",
-        "logging_steps": 10,
-        "save_strategy": "steps",
-        "save_steps": 30,
-        "save_total_limit": 1,
-        "generate_samples": 2,
-        "lora_post_process_for_vllm": True,
-        "add_special_tokens": ["<|complaint|>"],
-    }
-    base_sha256 = sha256_file(tiny_model_dir / "model.safetensors")
-    run = TrainerRun(config, {"SFT_RUN_ID": "dag/run/task/-1"}, directory / "termination.log")
-    assert run.wait() == 0, run.stderr[-4000:]
-    run.base_sha256 = base_sha256
-    run.config, run.out = config, directory / "out"
-    return run
 
 
 def test_loss_falls_by_a_wide_margin(lora):
@@ -173,17 +140,26 @@ def test_checkpoint_holds_resumable_state_untouched_by_the_export(lora):
     assert "new_embeddings.safetensors" not in names
 
 
-def test_same_run_again_is_finished_and_trains_nothing(lora, tmp_path):
+@pytest.fixture
+def lora_alone(lora):
+    """Whoever starts a trainer in its directory would find another worker's there."""
+    with FileLock(lora.out.with_suffix(".used")):
+        yield lora
+
+
+def test_same_run_again_is_finished_and_trains_nothing(lora_alone, run_trainer):
+    lora = lora_alone
     before = (lora.out / "adapter_model.safetensors").stat().st_mtime_ns
-    again = TrainerRun(lora.config, {"SFT_RUN_ID": "dag/run/task/-1"}, tmp_path / "termination.log")
-    assert again.wait(timeout_s=20) == 0
+    started = time.monotonic()
+    again = run_trainer(lora.config, SFT_RUN_ID="dag/run/task/-1")
+    assert time.monotonic() - started < 20
     assert again.result == lora.result
     assert "finished before" in again.stderr
     assert (lora.out / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_task_in_its_directory_is_refused(lora, run_trainer):
-    run = run_trainer(lora.config, code=64, SFT_RUN_ID="dag/run/task/0")
+def test_another_task_in_its_directory_is_refused(lora_alone, run_trainer):
+    run = run_trainer(lora_alone.config, code=64, SFT_RUN_ID="dag/run/task/0")
     assert "belongs to another run (its SFT_RUN_ID differ). Use a directory per run" in run.result["reason"]
 
 
@@ -223,17 +199,3 @@ def test_chat_trains_the_assistants_words(run_trainer, lora_config, tmp_path):
     trained = ["".join(text for text, is_trained in segments if is_trained) for segments in samples]
     assert all(text.startswith("it is ") for text in trained)
     assert not any("what is" in text for text in trained)
-
-
-def test_seeds_two_process_config_trains_on_two_ranks(run_trainer, lora_config, tmp_path):
-    config = {
-        **lora_config,
-        "accelerate_launch_args": {"main_process_port": 12345, "num_processes": 2},
-        "num_train_epochs": 1.0,
-        "per_device_train_batch_size": 4,
-    }
-    run = run_trainer({**config, "max_steps": 4}, SET_NUM_PROCESSES_TO_NUM_GPUS="False")
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (result["distributed"], result["world_size"]) == ("ddp", 2)
-    assert "FSDP applies to GPUs only" in run.stderr
-    assert len(run.progress) == 4

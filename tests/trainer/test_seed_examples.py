@@ -85,6 +85,7 @@ def test_two_gpu_example_trains_on_two_ranks_from_the_encoded_json(
     # 16 rows, 2 ranks with 4 each.
     assert (result["world_size"], result["steps"], result["epochs"]) == (2, 10, 5.0)
     assert (result["model_kind"], result["distributed"]) == ("full", "ddp")
+    assert "FSDP applies to GPUs only" in run.stderr
     assert "a full fine-tune loads in vLLM as it is" in " ".join(result["notices"])
     # bfloat16 weights at this learning rate hardly move; that five epochs were logged is what can be told.
     assert [progress["epoch"] for progress in run.progress] == [1, 2, 3, 4, 5]

@@ -137,17 +137,3 @@ def test_end_that_is_told_twice_is_told_once(start_trainer, endless, tmp_path, n
         run.process.send_signal(number)
     assert run.wait() == 206
     assert run.result["last_checkpoint_step"] == run.result["steps"] >= 1
-
-
-def test_worker_killed_after_it_told_the_trainer_to_end_costs_no_save(start_trainer, endless, tmp_path):
-    run = start_trainer(endless)
-    wait_for(lambda: step_reached(tmp_path / "out") >= 1)
-    rank = psutil.Process(rank_group(run.process.pid))
-    rank.suspend()
-    run.process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    run.process.send_signal(signal.SIGHUP)
-    time.sleep(0.2)
-    rank.resume()
-    assert run.wait() == 206
-    assert run.result["last_checkpoint_step"] == run.result["steps"] >= 1

@@ -16,11 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import resolve_config
 from tests import tiny
-from tests.conftest import TrainerRun
+from tests.trainer.here import train_here
 from trainer.data.batching import PaddedCollator
 from trainer.data.prepare import choose_collator
 from trainer.files import sha256_file
 from trainer.model import grow_vocabulary, load_model, load_tokenizer
+from trainer.progress import read_history
 from trainer.tuning import apply_peft
 
 LAYERS = ("model.layers.0", "model.layers.1")
@@ -307,44 +308,32 @@ def test_token_that_the_tokenizer_does_not_know_is_refused(tiny_model_dir, key):
         load_tokenizer(settings_of(tiny_model_dir, **{key: "<none>"}))
 
 
-@pytest.fixture(scope="module")
-def tune(tiny_model_dir, tmp_path_factory):
-    """A whole run of three steps by `python -m trainer`."""
+@pytest.fixture
+def three_steps(tiny_model_dir, tweets, tmp_path):
+    config = tiny.lora_config(tiny_model_dir, tweets, tmp_path / "out")
+    return {**config, "max_steps": 3, "save_strategy": "no", "generate_samples": 1}
 
-    def tune(name, *, code=0, **keys):
-        directory = tmp_path_factory.mktemp(name)
-        config = {
-            "model_name_or_path": str(tiny_model_dir),
-            "training_data_path": str(tiny.write_tweets(directory / "tweets.jsonl")),
-            "output_dir": str(directory / "out"),
-            "dataset_text_field": "output",
-            "response_template": "\n### Label:",
-            "torch_dtype": "float32",
-            "max_steps": 3,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "logging_strategy": "steps",
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "generate_samples": 1,
-            **keys,
-        }
+
+@pytest.fixture
+def tune(three_steps, tiny_model_dir, tmp_path):
+    """A whole run of three steps: its result, and its directory."""
+
+    def tune(**keys):
         base = sha256_file(tiny_model_dir / "model.safetensors")
-        run = TrainerRun(config, {}, directory / "termination.log")
-        assert run.wait() == code, run.stderr[-4000:]
+        result = train_here({**three_steps, **keys}, tmp_path / "scratch")
         assert sha256_file(tiny_model_dir / "model.safetensors") == base
-        run.out = directory / "out"
-        return run
+        assert len(read_history(tmp_path / "out")) == result["steps"] == 3
+        return result, tmp_path / "out"
 
     return tune
 
 
 def adapter_of(run):
     """Its tensors by name, and its config."""
-    assert run.result["model_kind"] == "adapter"
-    assert len(run.progress) == 3
-    config = json.loads((run.out / "adapter_config.json").read_text())
-    return load_file(run.out / "adapter_model.safetensors"), config
+    result, out = run
+    assert result["model_kind"] == "adapter"
+    config = json.loads((out / "adapter_config.json").read_text())
+    return load_file(out / "adapter_model.safetensors"), config
 
 
 def saved_names(targets, *parts):
@@ -357,9 +346,7 @@ def all_trained(adapter) -> bool:
 
 
 def test_run_of_dora_on_comma_text_saves_trained_magnitudes(tune, tiny_model_dir):
-    adapter, config = adapter_of(
-        tune("dora", peft_method="lora", target_modules="q_proj,v_proj", use_dora=True)
-    )
+    adapter, config = adapter_of(tune(target_modules="q_proj,v_proj", use_dora=True))
     targets = modules("self_attn.q_proj", "self_attn.v_proj")
     parts = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
     assert set(adapter) == saved_names(targets, *parts)
@@ -378,9 +365,7 @@ def test_run_of_dora_on_comma_text_saves_trained_magnitudes(tune, tiny_model_dir
 
 def test_run_of_rslora_on_a_regular_expression_saves_what_it_names(tune):
     expression = r".*\.layers\.1\.(mlp|self_attn)\.(up|q)_proj"
-    adapter, config = adapter_of(
-        tune("rslora", peft_method="lora", target_modules=expression, use_rslora=True, r=4, lora_alpha=8)
-    )
+    adapter, config = adapter_of(tune(target_modules=expression, use_rslora=True, r=4, lora_alpha=8))
     targets = modules("mlp.up_proj", "self_attn.q_proj", layers=LAYERS[1:])
     assert set(adapter) == saved_names(targets, "lora_A.weight", "lora_B.weight")
     assert (config["use_rslora"], config["target_modules"]) == (True, expression)
@@ -389,7 +374,7 @@ def test_run_of_rslora_on_a_regular_expression_saves_what_it_names(tune):
 
 def test_run_of_lora_with_added_tokens_saves_old_rows_as_they_were(tune, tiny_model_dir):
     keys = {"add_special_tokens": ["<|a|>", "<|b|>"], "embedding_size_multiple_of": 8}
-    run = tune("added", peft_method="lora", **keys)
+    _, out = run = tune(**keys)
     adapter, _ = adapter_of(run)
     base = load_file(tiny_model_dir / "model.safetensors")
     ends = {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}
@@ -400,7 +385,7 @@ def test_run_of_lora_with_added_tokens_saves_old_rows_as_they_were(tune, tiny_mo
     assert set(adapter) == saved_names(
         modules("self_attn.q_proj", "self_attn.v_proj"), "lora_A.weight", "lora_B.weight"
     )
-    assert json.loads((run.out / "added_tokens_info.json").read_text()) == {
+    assert json.loads((out / "added_tokens_info.json").read_text()) == {
         "num_new_tokens": 8,
         "new_embedding_size": 408,
     }
@@ -408,20 +393,20 @@ def test_run_of_lora_with_added_tokens_saves_old_rows_as_they_were(tune, tiny_mo
 
 def test_run_of_full_tuning_keeps_the_padded_vocabulary_and_unused_rows(tune, tiny_model_dir, tmp_path):
     padded = padded_model(tiny_model_dir, tmp_path / "padded")
-    run = tune("full", model_name_or_path=str(padded), add_special_tokens=["<|a|>"])
-    before, after = load_file(padded / "model.safetensors"), load_file(run.out / "model.safetensors")
+    _, out = tune(peft_method="none", model_name_or_path=str(padded), add_special_tokens=["<|a|>"])
+    before, after = load_file(padded / "model.safetensors"), load_file(out / "model.safetensors")
     assert {name: tensor.shape for name, tensor in after.items()} == {
         name: tensor.shape for name, tensor in before.items()
     }
     assert all(not torch.equal(before[name], after[name]) for name in before)
     # A row of the input embeddings moves only when its token was read.
     assert torch.equal(before["model.embed_tokens.weight"][400:], after["model.embed_tokens.weight"][400:])
-    assert len(AutoTokenizer.from_pretrained(run.out)) == 401
+    assert len(AutoTokenizer.from_pretrained(out)) == 401
 
 
 def test_run_of_prompt_tuning_saves_a_prompt_that_moved_from_its_text(tune, tiny_model_dir):
     text = "Is this a complaint?"
-    run = tune("pt", peft_method="pt", prompt_tuning_init_text=text, num_virtual_tokens=5)
+    _, out = run = tune(peft_method="pt", prompt_tuning_init_text=text, num_virtual_tokens=5)
     adapter, config = adapter_of(run)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     ids = (tokenizer(text).input_ids * 5)[:5]
@@ -430,8 +415,8 @@ def test_run_of_prompt_tuning_saves_a_prompt_that_moved_from_its_text(tune, tiny
     assert prompt.shape == start.shape
     assert all(not torch.equal(old, new) for old, new in zip(start, prompt, strict=True))
     assert (config["peft_type"], config["num_virtual_tokens"]) == ("PROMPT_TUNING", 5)
-    [sample] = json.loads((run.out / ".sft.samples.json").read_text())["samples"]
-    assert sample["after"] == answer(run.out, tiny_model_dir, sample["prompt"])
+    [sample] = json.loads((out / ".sft.samples.json").read_text())["samples"]
+    assert sample["after"] == answer(out, tiny_model_dir, sample["prompt"])
 
 
 def answer(adapter_dir, model_dir, prompt) -> str:
@@ -448,19 +433,20 @@ def answer(adapter_dir, model_dir, prompt) -> str:
 
 def test_run_of_alora_saves_its_invocation_and_what_it_learned(tune, tiny_model_dir):
     keys = {"alora_invocation_string": INVOCATION, "target_modules": ["q_proj", "k_proj", "v_proj"]}
-    run = tune("alora", peft_method="alora", **keys)
+    _, out = run = tune(peft_method="alora", **keys)
     adapter, config = adapter_of(run)
     targets = modules(*(f"self_attn.{name}_proj" for name in "qkv"))
     assert set(adapter) == saved_names(targets, "lora_A.weight", "lora_B.weight")
     assert all_trained(adapter)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     assert config["alora_invocation_tokens"] == tokenizer.encode(INVOCATION)
-    [sample] = json.loads((run.out / ".sft.samples.json").read_text())["samples"]
-    assert sample["after"] == answer(run.out, tiny_model_dir, sample["prompt"])
+    [sample] = json.loads((out / ".sft.samples.json").read_text())["samples"]
+    assert sample["after"] == answer(out, tiny_model_dir, sample["prompt"])
 
 
-def test_run_of_alora_whose_rows_lack_the_invocation_ends_65(tune):
-    run = tune("alora-absent", peft_method="alora", alora_invocation_string="### Answer:", code=65)
+def test_run_of_alora_whose_rows_lack_the_invocation_ends_65(three_steps, run_trainer):
+    keys = {"peft_method": "alora", "alora_invocation_string": "### Answer:"}
+    run = run_trainer({**three_steps, **keys}, code=65)
     assert run.result["reason"].startswith("alora_invocation_string '### Answer:', ")
     assert (
         "is in none of the 64 rows as the tokenizer splits them. Put it into each row's prompt"
@@ -469,7 +455,7 @@ def test_run_of_alora_whose_rows_lack_the_invocation_ends_65(tune):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_run_of_qlora_without_a_gpu_ends_64_with_what_it_needs(tune):
-    run = tune("qlora", peft_method="lora", bnb_qlora=["nf4"], code=64)
+def test_run_of_qlora_without_a_gpu_ends_64_with_what_it_needs(three_steps, run_trainer, tmp_path):
+    run = run_trainer({**three_steps, "bnb_qlora": ["nf4"]}, code=64)
     assert run.result["reason"].startswith("Config key 'bnb_qlora' is [\"nf4\"], which needs ")
-    assert not (run.out / "result.json").exists()
+    assert not (tmp_path / "out" / "result.json").exists()

@@ -102,21 +102,8 @@ def server(tmp_path_factory):
 
 
 def run_config(directory: Path, model_dir: Path, **keys) -> dict:
-    return {
-        "model_name_or_path": str(model_dir),
-        "training_data_path": str(tiny.write_tweets(directory / "tweets.jsonl")),
-        "output_dir": str(directory / "out"),
-        "dataset_text_field": "output",
-        "response_template": "\n### Label:",
-        "peft_method": "lora",
-        "torch_dtype": "float32",
-        "max_steps": 4,
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "generate_samples": 0,
-        "report": False,
-        **keys,
-    }
+    tweets = tiny.write_tweets(directory / "tweets.jsonl")
+    return {**tiny.lora_config(model_dir, tweets, directory / "out"), "max_steps": 4, "report": False, **keys}
 
 
 @pytest.fixture(scope="module")
