@@ -50,6 +50,7 @@ class JobRun(PodRun):
     _engine: Engine
     _event: dict[str, Any]
     _output_dir: str | None = None
+    _told: NodeCallbacks | None = None
     _context: Context
 
     @property
@@ -118,9 +119,18 @@ class JobRun(PodRun):
 
     def _end_what_runs(self) -> None:
         """What a task does to its job that is told to end, once."""
-        if self.pod and not self._is_ended and not self._keeps_job:
-            self._is_ended = True
+        if self._is_ended or self.pod is None:
+            return
+        self._is_ended = True
+        self.log.info("The task is told to end; %s.", self._fate)
+        if not self._keeps_job:
             self._delete_job()
+
+    @property
+    def _fate(self) -> str:
+        if self._keeps_job:
+            return "the job goes on, as on_kill_action says"
+        return f"the job is deleted, and its nodes have {self.termination_grace_period} s to save"
 
     @property
     def _keeps_job(self) -> bool:
@@ -129,21 +139,15 @@ class JobRun(PodRun):
     def _refuse_if_killed(self) -> None:
         if not self._killed:
             return
-        grace_s = self.termination_grace_period
-        fate = (
-            "the job goes on, as on_kill_action says"
-            if self._keeps_job
-            else f"the job is deleted, and its nodes have {grace_s} s to save"
-        )
         position = describe_position(None, self._progress)
-        sentences = [f"The task was told to end; {fate}.", position, "The retry resumes."]
+        sentences = [f"The task was told to end; {self._fate}.", position, "The retry resumes."]
         raise InterruptedFailure(" ".join(filter(None, sentences)))
 
     def _node_callbacks(self) -> NodeCallbacks | None:
-        if not self.callbacks:
-            return None
-        call_back = partial(self._call_back, context=self._context)
-        return NodeCallbacks(self._engine, call_back, self._call_back_line)
+        if self.callbacks and self._told is None:  # a watch that is taken up again tells nothing twice
+            call_back = partial(self._call_back, context=self._context)
+            self._told = NodeCallbacks(self._engine, call_back, self._call_back_line)
+        return self._told
 
     async def _first_event(self, watcher: SFTJobTrigger, callbacks: NodeCallbacks | None) -> dict[str, Any]:
         """What the watcher tells in the end, which comes soon once the task is told to end."""
@@ -216,7 +220,8 @@ class JobRun(PodRun):
             self._engine.kind,
             summary["job_name"],
             summary["job_says"],
-            event["pods_refusal"] or "none of the job's pods is to be seen, as where MultiKueue put them on another cluster",
+            event["pods_refusal"]
+            or "none of the job's pods is to be seen, as where MultiKueue put them on another cluster",
             path or f"output_dir/{RESULT_FILE}",
         )
         return cast("Result", {"status": "succeeded", **summary, **({"result_path": path} if path else {})})

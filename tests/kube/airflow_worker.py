@@ -21,6 +21,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tests.kube import airflow_two
+from tests.kube.airflow_two import IS_AIRFLOW_TWO
+
 _SCHEDULER_S = 0.1  # between two looks for what can be scheduled
 
 
@@ -28,7 +31,7 @@ def main(argv: list[str]) -> int:
     """Serve until the parent closes this process's stdin, be it by dying."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(argv[0])
-    _import_once()
+    airflow_two.import_once() if IS_AIRFLOW_TWO else _import_once()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     listener.listen()
     sys.stdout.write("ready\n")
@@ -240,7 +243,12 @@ def _describe_run(dag_id: str, run_id: str) -> dict[str, Any]:
         return {"dag_id": dag_id, "run_id": run_id, "state": run.state, "tasks": tasks}
 
 
-_ACTIONS = {"test": _test_dag, "resume": _resume_run, "inspect": _inspect, "python": _run_python}
+_ACTIONS = {
+    "test": airflow_two.run_dag if IS_AIRFLOW_TWO else _test_dag,
+    "resume": airflow_two.resume_run if IS_AIRFLOW_TWO else _resume_run,
+    "inspect": _inspect,
+    "python": _run_python,
+}
 
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))

@@ -10,7 +10,11 @@ import pytest
 
 from airflow_provider_sft.triggers.kubernetes import SFTTrainerTrigger
 from tests.kube import faults
+from tests.kube.airflow_two import IS_AIRFLOW_TWO
 from tests.operators.cluster import MODES, tune
+
+# How far it came is in the failure's sentence, which Airflow 2 leaves no time for.
+IT_REACHED = "" if IS_AIRFLOW_TWO else r" It reached step \d+"
 
 
 def wait_for_line(run, text, timeout_s=60):
@@ -100,12 +104,13 @@ def test_sync_task_told_to_end_lets_the_pod_save_and_the_retry_starts_one(desk):
     run.terminate()
     outcome, task = tune(run)
     assert re.search(
-        r"told to end; the pod got SIGTERM, has 5 s to save, and is deleted. It reached step \d+", outcome.log
+        rf"told to end; the pod got SIGTERM, has 5 s to save, and is deleted.{IT_REACHED}", outcome.log
     )
     assert (task.state, task.try_number) == ("success", 2), outcome.log
     assert desk.counts == (2, 2)
 
 
+@pytest.mark.skipif(IS_AIRFLOW_TWO, reason="it ends the task at once")
 def test_sync_task_told_to_end_shows_what_the_pod_says_to_its_last_line(desk):
     run = desk.stand_in(
         deferrable=False,
@@ -127,7 +132,9 @@ def test_sync_task_told_to_end_may_leave_its_pod_to_the_retry(desk):
     wait_for_line(run, "step 5/300")
     run.terminate()
     outcome, task = tune(run)
-    assert "told to end; the pod is left running, as on_kill_action says. It reached step" in outcome.log
+    assert re.search(
+        f"told to end; the pod is left running, as on_kill_action says.{IT_REACHED}", outcome.log
+    )
     assert (task.state, task.try_number) == ("success", 2), outcome.log
     assert desk.counts == (1, 1)
 
@@ -320,6 +327,7 @@ def test_trigger_does_not_follow_another_pod_of_the_same_name(desk):
 
 
 @MODES
+@pytest.mark.skipif(IS_AIRFLOW_TWO, reason="it makes links in the web server")
 def test_links_are_xcoms_that_the_ui_reads(desk, deferrable):
     outcome, task = tune(
         desk.stand_in(deferrable=deferrable, artifacts_url="https://files.example.com/{path}")
