@@ -45,6 +45,8 @@ _NOT_TRLS = frozenset(
     }
 )
 
+_COMPILES = ("torch_compile", "torch_compile_mode", "torch_compile_backend")
+
 
 def build_training_args(settings: Settings, order: RunOrder) -> SFTConfig:
     """
@@ -64,6 +66,7 @@ def build_training_args(settings: Settings, order: RunOrder) -> SFTConfig:
     }
     if _evaluates(settings) and "eval_strategy" not in settings.given:
         options["eval_strategy"] = "epoch"
+    _compile_for_every_length(settings)
     try:
         args = SFTConfig(**options)
     except (ValueError, TypeError) as error:
@@ -74,6 +77,13 @@ def build_training_args(settings: Settings, order: RunOrder) -> SFTConfig:
             "Drop the key, or request more GPUs."
         )
     return args
+
+
+def _compile_for_every_length(settings: Settings) -> None:
+    """Batches differ in length, and by accelerate's default each length would be compiled anew (`dynamic=False`)."""
+    asked = (settings.values.get("accelerate_launch_args") or {}).get("dynamo_use_dynamic")
+    if asked is None and any(settings.values.get(key) for key in _COMPILES):
+        os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "True"
 
 
 def choose_device(args: SFTConfig) -> torch.device | None:

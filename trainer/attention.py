@@ -6,13 +6,13 @@ start: transformers' sdpa would build a dense mask, tokens by tokens, and comput
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -34,6 +34,8 @@ qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open stablelm starcoder2 
 PADDING_FREE_MODEL_TYPES = frozenset(_EXACT_MODEL_TYPES.split())
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
 _VARLEN_MAX_HEAD_DIM = 256
+# What this torch's varlen_attn takes: `window_size` and `scale` came with 2.11, `enable_gqa` with 2.12.
+_VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)
 _DEFAULT_MAX_LENGTH = 4096
 _PADDED_METHODS = {
     "pt": "prompt tuning puts its virtual tokens before each row",
@@ -111,6 +113,7 @@ def register_document_attention() -> str:
     return DOCUMENT_CAUSAL
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it asks for values, which would cut a compiled graph in the middle of it
 def document_mask(
     batch_size: int,
     q_length: int,
@@ -189,6 +192,7 @@ def _find_boundaries(mask_function: Callable[..., Any], length: int, device: Any
     return torch.cat([firsts, firsts.new_tensor([length])]).to(torch.int32)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # as many calls as documents: a graph for each number of them
 def _attend_each(
     query: Tensor, key: Tensor, value: Tensor, lengths: list[int], dropout: float, scaling: float | None
 ) -> Tensor:
@@ -215,27 +219,17 @@ def _varlen_fits(query: Tensor, value: Tensor, dropout: float) -> bool:
         and query.dtype in _VARLEN_DTYPES
         and query.shape[-1] == value.shape[-1] <= _VARLEN_MAX_HEAD_DIM
         and dropout == 0.0
-        and "window_size" in _varlen_options()
+        and "window_size" in _VARLEN_OPTIONS
     )
-
-
-@functools.cache
-def _varlen_options() -> frozenset[str]:
-    """What this torch's varlen_attn takes: `window_size` and `scale` came with 2.11, `enable_gqa` with 2.12."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _attend_varlen(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scaling: float | None, longest: int | None
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     longest = longest or int(boundaries.diff().max())
     options: dict[str, Any] = {}
     if (groups := query.shape[1] // key.shape[1]) > 1:
-        if "enable_gqa" in _varlen_options():
+        if "enable_gqa" in _VARLEN_OPTIONS:
             options["enable_gqa"] = True
         else:
             key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))

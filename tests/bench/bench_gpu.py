@@ -143,7 +143,10 @@ def start_ours(root: Path, model_dir: Path, data: Path, workload: dict) -> subpr
 
 
 def spawn(argv: list[str], env: dict[str, str]) -> subprocess.Popen:
-    quiet = {"LOG_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    quiet = {
+        "LOG_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore",
+        "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
     return subprocess.Popen(argv, env={**os.environ, **quiet, **env}, stdout=subprocess.PIPE, text=True)
 
 

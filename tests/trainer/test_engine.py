@@ -207,3 +207,13 @@ def test_non_finite_weight_ends_the_run_before_it_is_saved(build):
     next(engine.model.parameters()).data[0, 0] = float("inf")
     with pytest.raises(DivergedError, match=r"A weight \(model.embed_tokens.weight\) is not finite"):
         engine.check_weights()
+
+
+@pytest.mark.parametrize(
+    "peft_config", [None, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")]
+)
+def test_floating_point_operations_are_those_that_transformers_counts(build, peft_config):
+    batch = {"input_ids": torch.ones(2, 7, dtype=torch.long)}
+    engine = build(Engine, peft_config=peft_config)
+    assert engine.floating_point_ops(batch) == engine.floating_point_ops(batch) > 0
+    assert engine.floating_point_ops(batch) == SFTTrainer.floating_point_ops(engine, batch)
