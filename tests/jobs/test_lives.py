@@ -98,13 +98,13 @@ def test_node_that_is_deleted_as_soon_as_it_failed_leaves_its_whole_log(desk, en
             deferrable=deferrable,
             engine=engine,
             **lines,
-            stand_in_steps=20,
+            stand_in_steps=60,
             stand_in_exit=203,
-            max_restarts=4,
+            max_restarts=2,
         )
         outcome, task = tune(run)
     assert task.state == "failed", outcome.log
-    assert [outcome.log.count(line) for line in lines.values()] == [len(desk.kube.starts)] * 2 == [5, 5]
+    assert [outcome.log.count(line) for line in lines.values()] == [len(desk.kube.starts)] * 2 == [3, 3]
 
 
 @ENGINES
