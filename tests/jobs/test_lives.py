@@ -90,15 +90,14 @@ def test_lost_node_restarts_the_job_without_an_airflow_retry(desk, engine):
 
 
 @MODES
-@pytest.mark.parametrize("engine", ["jobset", "trainjob"])
-def test_node_that_is_deleted_as_soon_as_it_failed_leaves_its_whole_log(desk, engine, deferrable):
-    with Controllers(desk.kube, engine, failed_for_s=0):
+def test_node_that_is_deleted_as_soon_as_it_failed_leaves_its_whole_log(desk, deferrable):
+    with Controllers(desk.kube, "jobset", failed_for_s=0):
         lines = {"stand_in_line": "the first line", "stand_in_last_line": "the last line"}
         run = desk.stand_in(
             deferrable=deferrable,
-            engine=engine,
+            engine="jobset",
             **lines,
-            stand_in_steps=60,
+            stand_in_steps=150,
             stand_in_exit=203,
             max_restarts=2,
         )
