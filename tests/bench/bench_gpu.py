@@ -17,13 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event, Thread
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.gpu.memory import MemoryWatch
 
 _STEPS, _WINDOW = 40, 10
 _WORDS = [chr(97 + first) + chr(97 + second) for first in range(26) for second in range(26)]
@@ -148,31 +149,6 @@ def spawn(argv: list[str], env: dict[str, str]) -> subprocess.Popen:
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     return subprocess.Popen(argv, env={**os.environ, **quiet, **env}, stdout=subprocess.PIPE, text=True)
-
-
-class MemoryWatch:
-    """The most that the GPU held, by the driver's count, above what it held before."""
-
-    def __init__(self) -> None:
-        self._before = self._peak = self._read()
-        self._done = Event()
-        self._thread = Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> int:
-        self._done.set()
-        self._thread.join()
-        return self._peak - self._before
-
-    def _watch(self) -> None:
-        while not self._done.is_set():
-            self._peak = max(self._peak, self._read())
-            time.sleep(0.2)
-
-    @staticmethod
-    def _read() -> int:
-        free, total = torch.cuda.mem_get_info()
-        return total - free
 
 
 def save_model(directory: Path) -> Path:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 
@@ -47,45 +43,3 @@ def small_model_dir(shared_dir: Path, gpu: None) -> Path:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-class MemoryWatch:
-    """The most that this GPU held while a run went on, above what it held before.
-
-    It is the driver's own count, which includes about half a GB of context for each process.
-    """
-
-    def __init__(self) -> None:
-        self.before_bytes = self._read()
-        self.peak_bytes = 0
-        self._done = Event()
-        self._thread = Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> int:
-        self._done.set()
-        self._thread.join()
-        return self.peak_bytes - self.before_bytes
-
-    def _watch(self) -> None:
-        while not self._done.is_set():
-            self.peak_bytes = max(self.peak_bytes, self._read())
-            time.sleep(0.2)
-
-    def _read(self) -> int:
-        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-        answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-        return max(int(line) for line in answer.split()) * 2**20
-
-
-@pytest.fixture
-def watch_memory() -> Iterator[Callable[[], MemoryWatch]]:
-    watches: list[MemoryWatch] = []
-
-    def start() -> MemoryWatch:
-        watches.append(MemoryWatch())
-        return watches[-1]
-
-    yield start
-    for watch in watches:
-        watch.stop()

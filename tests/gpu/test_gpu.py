@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from airflow_provider_sft.contract.estimate import estimate_run
 from airflow_provider_sft.contract.settings import resolve_config
 from tests import tiny
+from tests.gpu.memory import MemoryWatch
 from tests.trainer.test_attention import LENGTHS, PADDING_FREE_MODEL_TYPES, loss_and_gradients, tiny_model
 from tests.trainer.test_refusals import wait_for
 from trainer.attention import _VARLEN_OPTIONS, document_attention
@@ -24,6 +25,13 @@ BFLOAT16_EPS = 2**-8
 
 def weights(directory):
     return load_file(directory / "adapter_model.safetensors")
+
+
+def stop_midway(run, out):
+    progress = out / "progress.json"
+    wait_for(lambda: progress.exists() and json.loads(progress.read_text())["step"] >= 7)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 206, run.stderr[-4000:]
 
 
 def to_gpu(batch):
@@ -127,11 +135,7 @@ def test_resume_on_the_gpu_ends_with_the_weights_of_an_undisturbed_run(
     run_trainer(config)
     undisturbed = weights(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
-    first = start_trainer(config)
-    progress = tmp_path / "out" / "progress.json"
-    wait_for(lambda: progress.exists() and json.loads(progress.read_text())["step"] >= 7)
-    first.process.send_signal(signal.SIGTERM)
-    assert first.wait() == 206, first.stderr[-4000:]
+    stop_midway(start_trainer(config), tmp_path / "out")
     assert run_trainer(config).result["resumed_from_step"] >= 7
     resumed = weights(tmp_path / "out")
     assert [name for name in undisturbed if not torch.equal(undisturbed[name], resumed[name])] == []
@@ -139,11 +143,7 @@ def test_resume_on_the_gpu_ends_with_the_weights_of_an_undisturbed_run(
 
 def test_qlora_resumes_and_is_exported(small_config, start_trainer, run_trainer, tmp_path):
     config = {**small_config, "bnb_qlora": ["nf4", True], "lora_post_process_for_vllm": True}
-    first = start_trainer(config)
-    progress = tmp_path / "out" / "progress.json"
-    wait_for(lambda: progress.exists() and json.loads(progress.read_text())["step"] >= 7)
-    first.process.send_signal(signal.SIGTERM)
-    assert first.wait() == 206, first.stderr[-4000:]
+    stop_midway(start_trainer(config), tmp_path / "out")
     assert run_trainer(config).result["resumed_from_step"] >= 7
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
@@ -162,9 +162,9 @@ def test_gpu_out_of_memory_ends_202_and_says_what_helps(small_config, run_traine
 @pytest.mark.parametrize(
     "technique", [{}, {"peft_method": "none", "learning_rate": 1e-4}], ids=["lora", "full"]
 )
-def test_estimate_is_no_more_than_the_run_takes(small_config, run_trainer, watch_memory, technique):
+def test_estimate_is_no_more_than_the_run_takes(small_config, run_trainer, technique):
     config = {**small_config, **technique, "max_steps": 5}
     estimate = estimate_run(resolve_config(config).values, gpus=1)
-    watch = watch_memory()
+    watch = MemoryWatch()
     run_trainer(config)
     assert estimate.device.size_bytes < watch.stop()
