@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def test_handler_stands_before_anything_else_is_imported():
     """Until then SIGTERM ends Python as it ends any process: the window is the interpreter's own start."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-P", "-m", "trainer", "no-such-argument"],
+        env={key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")},
         capture_output=True,
         text=True,
         check=False,
