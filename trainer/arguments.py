@@ -86,15 +86,6 @@ def _compile_for_every_length(settings: Settings) -> None:
         os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "True"
 
 
-def choose_device(args: SFTConfig) -> torch.device | None:
-    """Where this rank's model loads: its own accelerator; None where FSDP or DeepSpeed deal the weights out."""
-    kinds = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
-    dealt_out = any(os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true" for kind in kinds)
-    if dealt_out or args.fsdp or args.deepspeed or args.device.type == "cpu":
-        return None
-    return args.device
-
-
 def _evaluates(settings: Settings) -> bool:
     return bool(settings.values.get("validation_data_path")) or settings.values.get("eval_strategy") not in (
         None,

@@ -32,9 +32,6 @@ _RANK_DEFAULTS = {
     "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore",
 }
-# Batches differ in length: blocks of fixed sizes would leave much of the accelerator's memory in pieces that fit none.
-_ALLOCATOR_DEFAULT = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-_ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 # What accelerate's launcher does beyond an environment: these never take the direct way.
 _LAUNCHER_FLAGS = (
     "use_fsdp",
@@ -281,10 +278,8 @@ def rank_environment(launch: Launch, environ: Mapping[str, str], scratch_dir: Pa
     """The whole environment of the ranks."""
     from trainer.rank import SCRATCH_ENV_VAR
 
-    chooses_allocator = any(name in environ for name in _ALLOCATOR_NAMES)
     return {
         **_RANK_DEFAULTS,
-        **({} if chooses_allocator else _ALLOCATOR_DEFAULT),
         **environ,
         **launch.env,
         # Sharded checkpoints hold pickles that torch would load without `weights_only`.

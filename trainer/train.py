@@ -17,8 +17,9 @@ from transformers import TrainerCallback
 from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError
 from airflow_provider_sft.contract.names import LOG_LEVEL_ENV_VAR
 from airflow_provider_sft.contract.settings import Settings, resolve_config
+from trainer.accelerator import take_accelerator
 from trainer.activation import check_invocation
-from trainer.arguments import build_training_args, choose_device, effective_distributed
+from trainer.arguments import build_training_args, effective_distributed
 from trainer.attention import choose_attention
 from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, StopCallback, loss_limit
 from trainer.checkpoints import CheckpointStore, checkpoint_step
@@ -60,7 +61,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
 
     transformers.set_seed(args.seed)
     attention, quantization = choose_attention(settings), build_quantization(settings)
-    model = load_model(settings, attention=attention, device=choose_device(args), quantization=quantization)
+    model = load_model(settings, attention=attention, device=take_accelerator(args), quantization=quantization)
     multiple_of = settings.values["embedding_size_multiple_of"]
     new_rows = grow_vocabulary(model, loaded, multiple_of=multiple_of, say=channel.notice)
     sample_before(model, tokenizer, data.statistics, settings, output_dir)

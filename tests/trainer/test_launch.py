@@ -13,7 +13,6 @@ from trainer.launch import (
     DEFAULT_FSDP_FILE,
     Launch,
     plan_launch,
-    rank_environment,
     single_process_env,
     to_flags,
 )
@@ -309,12 +308,3 @@ def test_environment_of_one_process_is_what_accelerates_launcher_makes(tmp_path,
     ours = single_process_env(args, file, {"OMP_NUM_THREADS": "1"})
     names = {name for name in theirs if name.startswith(("ACCELERATE_", "KMP_", "OMP_"))} | ours.keys()
     assert {name: ours.get(name) for name in names} == {name: theirs.get(name) for name in names}
-
-
-def test_memory_of_the_accelerator_grows_in_place_unless_the_user_says_how(tmp_path):
-    launch = plan(tmp_path, gpus=1)
-    env = rank_environment(launch, {}, tmp_path)
-    assert env["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    own = rank_environment(launch, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}, tmp_path)
-    assert own["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:128"
-    assert "PYTORCH_ALLOC_CONF" not in own
