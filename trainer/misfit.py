@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from peft import LoraConfig
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,6 +33,32 @@ def choose_targets(model: PreTrainedModel, say: Callable[[str], None]) -> str | 
         return None
     say(f"target_modules is not set, and peft has no default for {kind!r}: it is {list(targets)}.")
     return set(targets)
+
+
+def spare_routers(config: LoraConfig, model: PreTrainedModel, say: Callable[[str], None]) -> None:
+    """Keep an adapter off linear layers that give more than their product: the routers of some mixtures of experts.
+
+    'all-linear' leaves them out, in `config` and in words.
+
+    :raises ConfigError: target_modules names one
+    """
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_router(module, model)}
+    kind = model.config.model_type
+    if config.target_modules == "all-linear" and names and not config.exclude_modules:
+        config.exclude_modules = names
+        say(
+            f"target_modules 'all-linear' leaves out {sorted(names)}, which choose the experts of a {kind!r} model."
+        )
+    elif isinstance(config.target_modules, set) and (named := names & config.target_modules):
+        raise ConfigError(
+            f"Config key 'target_modules' names {min(named)!r}, which chooses the experts of a {kind!r} model and takes no "
+            "adapter. Drop it."
+        )
+
+
+def _is_router(module: nn.Module, model: PreTrainedModel) -> bool:
+    own = type(module).__module__ == type(model).__module__
+    return own and isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
 
 
 def check_saved_modules(model: PreTrainedModel, values: Mapping[str, Any]) -> None:

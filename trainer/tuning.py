@@ -20,7 +20,7 @@ from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedModel, PreTr
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import Settings
 from trainer.activation import read_invocation
-from trainer.misfit import check_saved_modules, choose_targets, explain_misfit
+from trainer.misfit import check_saved_modules, choose_targets, explain_misfit, spare_routers
 
 _PROMPT_KEYS = ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text")
 
@@ -48,6 +48,8 @@ def apply_peft(
         return _check_trainable(model, "peft_method is not set and every weight of the model is frozen")
     if isinstance(config, LoraConfig) and not config.target_modules and not config.target_parameters:
         config.target_modules = choose_targets(model, say)
+    if isinstance(config, LoraConfig):
+        spare_routers(config, model, say)
     check_saved_modules(model, settings.values)
     try:
         tuned = get_peft_model(model, config)

@@ -7,11 +7,12 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.settings import resolve_config
 from trainer.model_files import check_model
-from trainer.tuning import build_quantization
+from trainer.tuning import apply_peft, build_quantization
 
 BASE = {"model_name_or_path": "org/model", "training_data_path": "/d.jsonl", "output_dir": "/o"}
 
@@ -46,3 +47,38 @@ def test_auto_gptq_needs_a_base_that_is_quantised_with_it(tiny_model_dir, tmp_pa
         ConfigError, match="'auto_gptq' is .* but the model in .* is not quantised with GPTQ. Name one"
     ):
         check_model(values, {})
+
+
+# Their routers are linear layers that give scores and choices.
+ROUTED = {
+    "llama4_text": {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 32},
+    "phimoe": {"num_local_experts": 2, "num_experts_per_tok": 2},
+}
+
+
+@pytest.fixture(params=sorted(ROUTED))
+def routed(request):
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes |= {"vocab_size": 400, "num_key_value_heads": 2, **ROUTED[request.param]}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **sizes))
+
+
+def adapt(model, tokenizer_dir, told, **keys):
+    settings = resolve_config({**BASE, "peft_method": "lora", "lora_dropout": 0.0, **keys})
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    return apply_peft(model, settings, tokenizer, new_rows=0, say=told.append)
+
+
+def test_all_linear_leaves_routers_of_experts_alone(routed, tiny_model_dir):
+    told = []
+    tuned = adapt(routed, tiny_model_dir, told, target_modules=["all-linear"])
+    adapted = {name.rpartition(".")[2] for name in tuned.targeted_module_names}
+    assert {"q_proj", "o_proj"} <= adapted
+    assert "router" not in adapted
+    assert any("leaves out ['router']" in sentence for sentence in told)
+    assert torch.isfinite(tuned(input_ids=torch.arange(8)[None]).logits).all()
+
+
+def test_router_that_target_modules_names_is_refused(routed, tiny_model_dir):
+    with pytest.raises(ConfigError, match="'target_modules' names 'router', which chooses the experts of a"):
+        adapt(routed, tiny_model_dir, [], target_modules=["q_proj", "router"])
