@@ -61,7 +61,9 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
 
     transformers.set_seed(args.seed)
     attention, quantization = choose_attention(settings), build_quantization(settings)
-    model = load_model(settings, attention=attention, device=take_accelerator(args), quantization=quantization)
+    model = load_model(
+        settings, attention=attention, device=take_accelerator(args), quantization=quantization
+    )
     multiple_of = settings.values["embedding_size_multiple_of"]
     new_rows = grow_vocabulary(model, loaded, multiple_of=multiple_of, say=channel.notice)
     sample_before(model, tokenizer, data.statistics, settings, output_dir)

@@ -198,8 +198,9 @@ class SFTTrainerOperator(ConfigField, PodRun):
         figures = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.ephemeral_storage}
         if all(figures.values()):
             return {name: figure for name, figure in figures.items() if figure}
+        known = {key: value for key, value in config.items() if key not in self.extra_config_keys}
         sizes = choose_sizes(
-            config,
+            known,
             gpus=self.gpus_wanted,
             model_parameters=self.model_parameters,
             volume_paths=self._lasting_paths(),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from airflow_provider_sft.cli import main
+from airflow_provider_sft.contract.codec import decode_text
 from tests.jobs.test_manifests import engines, env, pod_template, trainer
 from tests.operators.test_pod import SEED_CONFIG
 
@@ -62,7 +63,9 @@ def kinds(done):
 
 
 def run_two_nodes(engine, **options):
-    arguments = [text for option in {**CLUSTER, **options}.items() for text in option if text]
+    arguments = [
+        text for option in {**CLUSTER, **options}.items() if option[1] is not None for text in option if text
+    ]
     fixed = ["--image", "i:1", "--name", "t", "--queue-name", "lq", "--num-nodes", "2"]
     return manifests(run_job(SEED_CONFIG, *fixed, "--engine", engine, *arguments))
 
@@ -134,6 +137,38 @@ def test_job_command_takes_the_rest_from_a_pod_template(tmp_path):
     given = {"--pod-template-file": str(tmp_path / "pod.yaml"), "--service-account-name": "tuner"}
     spec = pod_template(run_two_nodes("job", **given))["spec"]
     assert (spec["priorityClassName"], spec["serviceAccountName"]) == ("low", "tuner")
+
+
+def test_job_command_takes_images_secrets_and_what_is_known_of_the_model_from_elsewhere():
+    given = {"--image-pull-secrets": "registry,mirror", "--model-parameters": "13e9"}
+    spec = pod_template(run_two_nodes("job", **given))["spec"]
+    assert spec["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}]
+    smaller = pod_template(run_two_nodes("job", **{"--model-parameters": "1e9"}))["spec"]
+    requests = [
+        int(each["containers"][0]["resources"]["requests"]["memory"].removesuffix("Gi"))
+        for each in (spec, smaller)
+    ]
+    assert requests[0] > requests[1]
+
+
+def test_job_command_prefers_a_topology():
+    printed = run_two_nodes("job", **{"--required-topology": None, "--preferred-topology": TOPOLOGY})
+    annotations = pod_template(printed)["metadata"]["annotations"]
+    assert annotations["kueue.x-k8s.io/podset-preferred-topology"] == TOPOLOGY
+    assert "kueue.x-k8s.io/podset-required-topology" not in annotations
+
+
+def test_job_command_passes_a_key_of_a_newer_image_only_when_it_is_named():
+    config = {**SEED_CONFIG, "of_tomorrow": 1}
+    assert run_job(config, "--image", "i:1").returncode == 64
+    printed = manifests(run_job(config, "--image", "i:1", "--extra-key", "of_tomorrow"))
+    assert json.loads(decode_text(env(printed)["SFT_TRAINER_CONFIG_JSON_ENV_VAR"])) == config
+
+
+@pytest.mark.parametrize("option", [[], ["--allow-remote-code"]])
+def test_job_command_allows_a_models_own_code_only_when_told(option):
+    printed = manifests(run_job(SEED_CONFIG, "--image", "i:1", *option))
+    assert env(printed).get("SFT_ALLOW_REMOTE_CODE") == ("true" if option else None)
 
 
 def test_job_command_keeps_a_finished_job_as_long_as_it_is_told():

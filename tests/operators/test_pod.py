@@ -1,5 +1,6 @@
 """The pod that would be sent: golden manifests, and the rules that any pod of ours keeps."""
 
+import json
 from pathlib import Path
 
 import kubernetes_validate
@@ -7,6 +8,8 @@ import pytest
 import yaml
 from kubernetes.client import models as k8s
 
+from airflow_provider_sft.contract.codec import decode_text
+from airflow_provider_sft.contract.names import CONFIG_ENV_VAR
 from airflow_provider_sft.failures import LaunchFailure
 from airflow_provider_sft.operators import SFTTrainerOperator
 from airflow_provider_sft.pod_outcome import to_plain
@@ -125,6 +128,16 @@ def test_pod_has_the_rendered_values():
         "nvidia.com/gpu": "2",
     }
     assert pod["spec"]["volumes"][0]["persistentVolumeClaim"] == {"claimName": "tune_dag"}
+
+
+def test_key_of_a_newer_image_goes_through_unread_when_it_is_named():
+    config = {**SEED_CONFIG, "of_tomorrow": {"a": 1}}
+    operator = make_operator(
+        SFTTrainerOperator, image="i", namespace="default", config=config, extra_config_keys=["of_tomorrow"]
+    )
+    pod = to_plain(operator.build_pod_request_obj(dry_run=True))
+    [encoded] = [each["value"] for each in base(pod)["env"] if each["name"] == CONFIG_ENV_VAR]
+    assert json.loads(decode_text(encoded)) == config
 
 
 def test_pod_knows_its_run():
