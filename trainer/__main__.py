@@ -29,7 +29,7 @@ from airflow_provider_sft.contract.names import (
 from airflow_provider_sft.contract.outcome import Result, encode_termination_message
 from airflow_provider_sft.contract.validation import validate_config
 from trainer.failures import classify
-from trainer.outcome import failed_result
+from trainer.outcome import failed_result, interrupted_result
 from trainer.parent import tune
 from trainer.scratch import private_scratch
 from trainer.streams import outlast_readers
@@ -56,7 +56,8 @@ def run(environ: Mapping[str, str], stop: StopRequest) -> Result:
         config = read_config(environ)
         validate_config(config)
         with private_scratch() as scratch:
-            return tune(config, environ, scratch, stop)
+            result = tune(config, environ, scratch, stop)
+        return interrupted_result(result) if stop.count and result["status"] == "succeeded" else result
     except SFTError as error:
         return failed_result(error)
     except Exception as error:  # an unreadable model or a full volume is no internal error

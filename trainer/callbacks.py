@@ -1,4 +1,4 @@
-"""What happens at each step besides training: signs of life, progress, stopping in time, refusing non-finite numbers."""
+"""What happens at each step besides training: signs of life, progress, refusing non-finite numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, SupportsFloat
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from airflow_provider_sft.contract.errors import DivergedError
-from trainer.consensus import Consensus, StopSignal
 from trainer.progress import ProgressWriter
 from trainer.rank import RankChannel
 
@@ -25,36 +24,6 @@ class HeartbeatCallback(TrainerCallback):
         self._channel.beat()
 
     on_train_begin = on_substep_end = on_step_end = on_prediction_step = on_save = on_evaluate = _beat
-
-
-class StopCallback(TrainerCallback):
-    """After SIGTERM to any rank: finish the step, save, stop. `stopped` then says so on every rank."""
-
-    def __init__(self, signal: StopSignal, consensus: Consensus) -> None:
-        self._signal = signal
-        self._consensus = consensus
-        self.stopped = False
-        self._saved_step = -1
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Any
-    ) -> None:
-        if state.global_step < state.max_steps:
-            self._stop_if_asked(state, control)
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Any
-    ) -> None:
-        self._saved_step = state.global_step
-        if state.global_step < state.max_steps and not self.stopped:
-            self._stop_if_asked(state, control)
-
-    def _stop_if_asked(self, state: TrainerState, control: TrainerControl) -> None:
-        [self.stopped] = self._consensus.any(self._signal.received)
-        if self.stopped:
-            control.should_training_stop = True
-            control.should_evaluate = False
-            control.should_save = state.global_step != self._saved_step
 
 
 class ProgressCallback(TrainerCallback):

@@ -12,12 +12,19 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from trainer.files import digest_json, read_json, sha256_file, sync_directory, sync_tree, write_json
+from trainer.files import (
+    digest_json,
+    find_damage,
+    find_missing,
+    read_json,
+    sync_and_describe,
+    sync_directory,
+    write_json,
+)
 from trainer.pickles import find_unsafe_pickles
 
 MANIFEST_FILE = "manifest.json"
@@ -47,14 +54,9 @@ class CheckpointStore:
         """
         staged, final = self.staging_dir / f"checkpoint-{step}", self.output_dir / f"checkpoint-{step}"
         (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-        with ThreadPoolExecutor() as beside:  # hashing takes cores, flushing the disk
-            files = {path: beside.submit(sha256_file, path) for path in _list_files(staged)}
-            sync_tree(staged)
-        described = {
-            str(path.relative_to(staged)): {"size_bytes": path.stat().st_size, "sha256": digest.result()}
-            for path, digest in files.items()
-        }
-        write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": described})
+        (staged / MANIFEST_FILE).unlink(missing_ok=True)
+        files = sync_and_describe(staged)
+        write_json(staged / MANIFEST_FILE, {"step": step, **facts, "files": files})
         aside = self._move_aside(final)
         staged.rename(final)
         sync_directory(self.output_dir)
@@ -94,11 +96,11 @@ class CheckpointStore:
     def _is_whole(self, checkpoint: Path) -> bool:
         """Published, and every file has its digest; one that stands as it did when it was hashed is not hashed again."""
         manifest = read_json(checkpoint / MANIFEST_FILE)
-        if manifest is None or any(_size_flaws(checkpoint, manifest)):
+        if manifest is None or any(find_missing(checkpoint, manifest.get("files"))):
             return False
         fingerprint = _fingerprint(checkpoint)
         if self._seen.get(checkpoint.name, ("", False))[0] != fingerprint:
-            self._seen[checkpoint.name] = fingerprint, not any(_manifest_flaws(checkpoint, manifest))
+            self._seen[checkpoint.name] = fingerprint, not any(find_damage(checkpoint, manifest["files"]))
         return self._seen[checkpoint.name][1]
 
     def _move_aside(self, checkpoint: Path) -> Path:
@@ -124,29 +126,7 @@ def find_flaw(checkpoint: Path) -> str | None:
         return "its manifest cannot be read"
     if manifest is None:
         return next(_foreign_flaws(checkpoint), None)
-    return next(chain(_manifest_flaws(checkpoint, manifest), find_unsafe_pickles(checkpoint)), None)
-
-
-def _manifest_flaws(checkpoint: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    yield from _size_flaws(checkpoint, manifest)
-    for name, described in manifest["files"].items():
-        if sha256_file(checkpoint / name) != described["sha256"]:
-            yield f"{name} is damaged (its digest differs)"
-
-
-def _size_flaws(checkpoint: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not files:
-        yield "its manifest names no file"
-        return
-    for name, described in files.items():
-        path = checkpoint / name
-        if not isinstance(described, dict) or not {"size_bytes", "sha256"} <= described.keys():
-            yield f"its manifest does not describe {name}"
-        elif not path.is_file():
-            yield f"{name} is missing"
-        elif path.stat().st_size != described["size_bytes"]:
-            yield f"{name} has {path.stat().st_size} bytes, {described['size_bytes']} were written"
+    return next(chain(find_damage(checkpoint, manifest.get("files")), find_unsafe_pickles(checkpoint)), None)
 
 
 def _foreign_flaws(checkpoint: Path) -> Iterator[str]:

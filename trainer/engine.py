@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import trl.trainer.sft_trainer as trl_sft
 from datasets import IterableDataset
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl
 from trl import SFTTrainer
 
 from airflow_provider_sft.contract.errors import ConfigError, DivergedError
 from trainer.callbacks import FiniteCallback
 from trainer.checkpoints import STAGING_DIR, CheckpointStore
 from trainer.consensus import Consensus
+from trainer.data.masking import NOT_TRAINED
+from trainer.data.positions import Batch, LabelPositions
 from trainer.files import prove_writable, read_json, write_json
+from trainer.interruption import EvaluationStopped
+from trainer.lm_head import adapts_head, lm_head_adapters_allowed, takes_positions
 from trainer.rehearsal import needs_rehearsal, rehearse
 from trainer.stream_place import StreamPlace, nothing_to_skip
 
-Batch = dict[str, Any]
-NOT_TRAINED = -100  # the label of a position outside the loss
 # Beyond this many bytes of float32 logits, trl's fused head, which never holds them, is the better bargain.
 _MAX_LOGITS_BYTES = 1 << 30
 _FLOAT32_BYTES = 4
-COUNTS_FILE = "sft_counts.json"
+LEFT_FILE = "sft_counts.json"  # what transformers does not put into a checkpoint
 
 
 class Engine(SFTTrainer):
@@ -41,6 +39,8 @@ class Engine(SFTTrainer):
     :param facts: for each checkpoint's manifest
     :param finite: asked before each optimizer step
     """
+
+    control: TrainerControl
 
     def __init__(
         self, *, store: CheckpointStore, facts: dict[str, Any], finite: FiniteCallback, **kwargs: Any
@@ -55,7 +55,7 @@ class Engine(SFTTrainer):
             # Looking for them walks the whole graph each step; only experts can be left out of one.
             args.ddp_find_unused_parameters = False
         labelled = LabelPositions(collator)
-        with _lm_head_adapters_allowed():
+        with lm_head_adapters_allowed():
             super().__init__(data_collator=labelled, **kwargs)
         self.remove_callback(PrinterCallback)  # progress is told by our own
         workers = self.args.dataloader_num_workers
@@ -64,13 +64,15 @@ class Engine(SFTTrainer):
         # Both losses below are normalised over the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.consensus = Consensus()
+        self._owes_evaluation = False
+        self._unpaid: str | None = None  # the checkpoint that owes one
         self.trained_tokens, self.tokens_per_s = 0, 0.0
         self._parameters: int | None = None
         self._counts: Tensor | None = None  # [tokens, trained tokens] not yet summed
         self._tokens = self._tokens_logged = 0
         self._train_began = self._logged_at = time.monotonic()
-        self._takes_positions = _takes_positions(self.model)
-        self._adapts_head = _adapts_head(self.model)
+        self._takes_positions = takes_positions(self.model)
+        self._adapts_head = adapts_head(self.model)
         if self._adapts_head and not self._is_plain(torch.zeros(0)):
             raise ConfigError(
                 "target_modules adapts lm_head, which loss_type 'dft' and label_smoothing_factor do not support. "
@@ -150,11 +152,15 @@ class Engine(SFTTrainer):
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         self._rehearses = bool(resume_from_checkpoint)
         if resume_from_checkpoint:
-            counts = read_json(Path(resume_from_checkpoint) / COUNTS_FILE) or {}
-            self.trained_tokens = int(counts.get("trained_tokens", 0))
+            left = read_json(Path(resume_from_checkpoint) / LEFT_FILE) or {}
+            self._unpaid = resume_from_checkpoint if left.get("owes_evaluation") else None
+            self.trained_tokens = int(left.get("trained_tokens", 0))
         self._logged_at = self._train_began = time.monotonic()
         is_there = resume_from_checkpoint and self.place.load(Path(resume_from_checkpoint))
-        with nothing_to_skip() if is_there else contextlib.nullcontext():
+        with (
+            nothing_to_skip() if is_there else contextlib.nullcontext(),
+            contextlib.suppress(EvaluationStopped),  # in eval_on_start's: there is nothing to save
+        ):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _init_training_state(
@@ -172,6 +178,42 @@ class Engine(SFTTrainer):
         share_of_pass = (self.state.epoch or 0.0) - passes
         batches_in_epoch = num_update_steps_per_epoch * self.args.gradient_accumulation_steps
         return passes, round(share_of_pass * batches_in_epoch)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._pay_evaluation()
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any) -> Any:
+        self._pay_evaluation()  # here where no step was left
+        return super()._finalize_training(*args)
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        except EvaluationStopped:
+            self._owes_evaluation, self.control.should_evaluate = True, False
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _pay_evaluation(self) -> None:
+        """After a resume, before the first step: the evaluation that the attempt before broke off at this step.
+
+        Without it the best model and an early end would not be those of an undisturbed run. It had taken its random
+        numbers already: those of the checkpoint are put back.
+        """
+        checkpoint, self._unpaid = self._unpaid, None
+        if checkpoint is None or self.eval_dataset is None:
+            return
+        self._owes_evaluation = True
+        with contextlib.suppress(EvaluationStopped):
+            self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
+            self._owes_evaluation = False
+        self._load_rng_state(checkpoint)
+        self._save_checkpoint(self.model_wrapped, None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Transformers' log with `tokens_per_s` over all ranks; trl's own metrics belong to its own loss."""
@@ -222,7 +264,8 @@ class Engine(SFTTrainer):
         if self.is_world_process_zero():
             staged = self._store.staging_dir / f"checkpoint-{step}"
             self.state.save_to_json(str(staged / "trainer_state.json"))
-            write_json(staged / COUNTS_FILE, {"trained_tokens": self.trained_tokens})
+            left = {"trained_tokens": self.trained_tokens, "owes_evaluation": self._owes_evaluation}
+            write_json(staged / LEFT_FILE, left)
             self.place.save(staged)
             best = self.state.best_model_checkpoint
             self._store.publish(step, self._facts, best=Path(best) if best else None)
@@ -242,49 +285,7 @@ class Engine(SFTTrainer):
             )
 
 
-class LabelPositions:
-    """A collator that also says, on the CPU, which positions predict a trained token.
-
-    Adds `token_counts`, a LongTensor [2] of tokens without padding and of trained ones, and `logits_to_keep`, a LongTensor [K] of positions p with labels[:, p + 1] trained in any row; at least one, so
-    that a batch without any still gives a differentiable zero.
-    """
-
-    def __init__(self, collator: Callable[[list[Batch]], Batch]) -> None:
-        self._collator = collator
-
-    def __call__(self, rows: list[Batch]) -> Batch:
-        batch = self._collator(rows)
-        positions = (batch["labels"][:, 1:] != NOT_TRAINED).any(dim=0).nonzero().flatten()
-        mask = batch.get("attention_mask", batch["input_ids"].new_ones(batch["input_ids"].shape))
-        batch["token_counts"] = torch.stack([mask.sum(), (batch["labels"][:, 1:] != NOT_TRAINED).sum()])
-        batch["logits_to_keep"] = positions if positions.numel() else torch.zeros(1, dtype=torch.long)
-        return batch
-
-
 def _is_finite(weight: Tensor) -> bool:
     local = (weight.to_local() if hasattr(weight, "to_local") else weight).detach()
     # The sum is finite only where every element is, and costs no second tensor; a sum that overflows says nothing.
     return bool(torch.isfinite(local.sum()) or torch.isfinite(local).all())
-
-
-def _takes_positions(model: Any) -> bool:
-    """The causal LM's own forward has `logits_to_keep`, and no virtual tokens shift its positions."""
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return False
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(type(base).forward).parameters
-
-
-@contextlib.contextmanager
-def _lm_head_adapters_allowed() -> Iterator[None]:
-    """Pass by trl's refusal of an adapter on lm_head: its fused head would ignore it, the loss above does not."""
-    layer_kind = trl_sft.BaseTunerLayer
-    trl_sft.BaseTunerLayer = ()  # isinstance(layer, ()) is False
-    try:
-        yield
-    finally:
-        trl_sft.BaseTunerLayer = layer_kind
-
-
-def _adapts_head(model: Any) -> bool:
-    return isinstance(model.get_output_embeddings(), BaseTunerLayer)

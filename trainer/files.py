@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,42 @@ def sync_tree(directory: Path) -> None:
         list(pool.map(sync, (path for path in found if path.is_file())))
     for path in (*reversed([path for path in found if path.is_dir()]), directory):
         sync_directory(path)
+
+
+def sync_and_describe(directory: Path) -> dict[str, dict[str, Any]]:
+    """Flush every file below `directory` to disk; its `size_bytes` and `sha256` by its relative name."""
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    with ThreadPoolExecutor() as beside:  # hashing takes cores, flushing the disk
+        described = beside.map(describe_file, paths)
+        sync_tree(directory)
+        return {str(path.relative_to(directory)): facts for path, facts in zip(paths, described, strict=True)}
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    return {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def find_damage(directory: Path, described: object) -> Iterator[str]:
+    """What is no longer as `sync_and_describe` saw it, a clause each."""
+    yield from find_missing(directory, described)
+    for name, facts in described.items() if isinstance(described, dict) else ():
+        if sha256_file(directory / name) != facts["sha256"]:
+            yield f"{name} is damaged (its digest differs)"
+
+
+def find_missing(directory: Path, described: object) -> Iterator[str]:
+    """As `find_damage`, by names and sizes alone; nothing is read."""
+    if not isinstance(described, dict) or not described:
+        yield "its manifest names no file"
+        return
+    for name, facts in described.items():
+        path = directory / name
+        if not isinstance(facts, dict) or not {"size_bytes", "sha256"} <= facts.keys():
+            yield f"its manifest does not describe {name}"
+        elif not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != facts["size_bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, {facts['size_bytes']} were written"
 
 
 def sync_directory(directory: Path) -> None:

@@ -10,6 +10,7 @@ from airflow_provider_sft.contract.names import REPORT_FILE
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings
 from trainer.run_dir import PREPARED_DIR
+from trainer.trained import Trained
 
 log = logging.getLogger("trainer")
 
@@ -24,7 +25,7 @@ def finish_run(settings: Settings, output_dir: Path, result: Result) -> None:
     if "model_path" not in result:
         return
     if settings.values.get("lora_post_process_for_vllm"):
-        _export(settings, result)
+        _export(settings, output_dir, result)
     model_path = Path(result["model_path"])
     result["files"] = sorted(
         path.name for path in model_path.iterdir() if path.is_file() and path.name[0] != "."
@@ -33,7 +34,7 @@ def finish_run(settings: Settings, output_dir: Path, result: Result) -> None:
         _write_report(settings, output_dir, result)
 
 
-def _export(settings: Settings, result: Result) -> None:
+def _export(settings: Settings, output_dir: Path, result: Result) -> None:
     from trainer.export.run import export_for_vllm
 
     base = Path(str(settings.values["model_name_or_path"]))
@@ -41,6 +42,7 @@ def _export(settings: Settings, result: Result) -> None:
         Path(result["model_path"]),
         mode=settings.values["vllm_export"],
         base_model_dir=base if base.is_dir() else None,
+        before_switch=lambda stage: Trained.expect(output_dir, stage),
     )
     result["model_path"], result["model_kind"] = str(outcome.model_path), outcome.model_kind
     result["vllm_verdict"] = outcome.vllm_verdict

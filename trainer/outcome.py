@@ -37,3 +37,9 @@ def succeeded_result(reason: str, **facts: Any) -> Result:
             **facts,
         },
     )
+
+
+def interrupted_result(result: Result) -> Result:
+    """A success that was told to stop: 0 would say that nobody had asked."""
+    error = InterruptedRunError("Interrupted when everything was written; the next attempt finds the result.")
+    return cast("Result", {**result, **failed_result(error)})

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
-from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError, NotFoundError, SFTError
+from airflow_provider_sft.contract.errors import (
+    ConfigError,
+    InternalError,
+    InterruptedRunError,
+    NotFoundError,
+    SFTError,
+)
 from airflow_provider_sft.contract.names import PROGRESS_FILE, RUN_ID_ENV_VAR
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings, resolve_config
@@ -28,9 +35,10 @@ from trainer.outcome import failed_result, succeeded_result
 from trainer.preflight import check_request, check_room
 from trainer.rank import ParentChannel, RankOutcome, RunOrder
 from trainer.run_dir import RunDir, RunIdentity, identify_run
-from trainer.stop import StopRequest
-from trainer.supervise import Supervisor
+from trainer.stop import Interrupted, StopRequest
+from trainer.supervise import LOCK_LOST, NOTHING_SAVED, Supervisor
 from trainer.tracker_settings import find_tracker_url, tracker_environment
+from trainer.trained import Trained
 
 log = logging.getLogger("trainer")
 
@@ -44,13 +52,15 @@ def tune(config: Config, environ: Mapping[str, str], scratch_dir: Path, stop: St
     settings = resolve_config(config)
     for notice in settings.notices:
         log.warning("%s", notice)
-    if read_nodes(environ).rank > 0:
-        return _help_node_zero(config, settings, environ, scratch_dir, stop)
     run_dir = RunDir(Path(settings.values["output_dir"]))
     check_request(settings, environ)
     check_model(settings.values, environ)
     data_sha256 = digest_data(locate_data(settings.values, environ))
     identity = identify_run(config, data_sha256=data_sha256, run_id=environ.get(RUN_ID_ENV_VAR, ""))
+    if read_nodes(environ).rank > 0:
+        if over := _find_over(run_dir, identity, settings):
+            return succeeded_result(over)
+        return _help_node_zero(config, settings, environ, scratch_dir, stop)
     run_dir.prepare()
 
     with RunLock(run_dir.path, identity.run_id, on_lost=stop.lose_lock):
@@ -80,7 +90,7 @@ class Attempt:
         self.run_dir, self.identity = run_dir, identity
         self.store = CheckpointStore(run_dir.path)
         self.number = 0
-        self.resumed_from: Path | None = None
+        self.resumed_from_step: int | None = None
         self.channel: ParentChannel | None = None
         self.warnings: list[str] = []
 
@@ -90,12 +100,13 @@ class Attempt:
         self.number = self.run_dir.claim(self.identity)
         self.run_dir.record(self.number, "started", gpus=launch.gpus, world_size=launch.world_size)
         try:
-            outcome = self._train(launch)
-            result = succeeded_result("Tuned.", **self._facts(started, outcome.facts))
-            finish_run(self.settings, self.run_dir.path, result)
-            self.run_dir.record(self.number, "ended", exit_code=0)
-            result["gpu_s"] = round(self.run_dir.gpu_seconds(), 1)
-            self.run_dir.complete(result)
+            facts = self._find_trained() or self._train(launch)
+            result = succeeded_result("Tuned.", **self._facts(started, facts))
+            with self.stop.ends_at_once():
+                finish_run(self.settings, self.run_dir.path, result)
+            self._complete(result)
+        except Interrupted:
+            return self._fail(InterruptedRunError(_describe_left(facts)), started, _steps_of(facts))
         except SFTError as error:
             return self._fail(error, started)
         except Exception as error:  # a full volume is no internal error
@@ -105,9 +116,19 @@ class Attempt:
             return self._fail(failure, started)
         return result
 
-    def _fail(self, error: SFTError, started: float) -> Result:
+    def _complete(self, result: Result) -> None:
+        if self.stop.lock_lost:
+            raise InterruptedRunError(LOCK_LOST)
+        self.run_dir.record(self.number, "ended", exit_code=0)
+        result["gpu_s"] = round(self.run_dir.gpu_seconds(), 1)
+        self.run_dir.complete(result)
+        Trained.forget(self.run_dir.path)
+
+    def _fail(self, error: SFTError, started: float, facts: Mapping[str, Any] | None = None) -> Result:
+        if self.stop.lock_lost:  # what lies here is another run's
+            return failed_result(InterruptedRunError(LOCK_LOST), attempt=self.number)
         self.store.clear_staging()  # half a checkpoint may be what fills the volume
-        result = failed_result(error, **self._facts(started, self._failed_facts()))
+        result = failed_result(error, **self._facts(started, facts or self._failed_facts()))
         try:
             self.run_dir.record(self.number, "ended", exit_code=int(error.exit_code))
             self.run_dir.write_result(result)
@@ -130,13 +151,23 @@ class Attempt:
         log.warning("%s", sentence)
         self.warnings.append(sentence)
 
-    def _train(self, launch: Launch) -> RankOutcome:
+    def _find_trained(self) -> Mapping[str, Any] | None:
+        """What the result says of an earlier attempt that trained to the end, where its model is still whole."""
+        if (trained := _read_trained(self.settings, self.run_dir.path, self._warn)) is None:
+            return None
+        log.info("Attempt %d goes on from the trained model in %s.", self.number, trained.model_dir)
+        self.resumed_from_step = trained.facts["steps"]
+        self.warnings += trained.notices
+        return trained.facts
+
+    def _train(self, launch: Launch) -> Mapping[str, Any]:
         gpus = launch.world_size if launch.gpus else 0
         check_room(self.settings, self.run_dir.path, gpus=gpus, warn=self._warn)
         self.store.clear_staging()
-        self.resumed_from = self._choose_checkpoint()
-        if self.resumed_from:
-            log.info("Attempt %d resumes from %s.", self.number, self.resumed_from.name)
+        Trained.forget(self.run_dir.path)
+        if resume_from := self._choose_checkpoint():
+            log.info("Attempt %d resumes from %s.", self.number, resume_from.name)
+            self.resumed_from_step = checkpoint_step(resume_from)
         model_dir = self.settings.values.get("save_model_dir") or self.settings.values["output_dir"]
         order = RunOrder(
             config=self.config,
@@ -145,23 +176,22 @@ class Attempt:
             attempt=self.number,
             config_sha256=self.identity.config_sha256,
             data_sha256=self.identity.data_sha256,
-            resume_from=str(self.resumed_from) if self.resumed_from else None,
+            resume_from=str(resume_from) if resume_from else None,
         )
         self.channel = ParentChannel(self.scratch_dir, order)
-        return _supervise(launch, self.settings, self.environ, self.channel, self.stop)
+        return _supervise(launch, self.settings, self.environ, self.channel, self.stop).facts
 
     def _choose_checkpoint(self) -> Path | None:
-        """`resume_from_checkpoint`: unset or true takes the newest whole one, false none, a path that one."""
-        asked = self.settings.values.get("resume_from_checkpoint")
-        if asked in (False, "false", "False"):
+        asked = _asked_checkpoint(self.settings)
+        if asked is False:
             return None
-        if asked in (None, True, "true", "True"):
+        if asked is True:
             return self.store.newest_valid(lambda sentence: log.warning("%s", sentence))
-        if flaw := find_flaw(Path(asked)):
+        if flaw := find_flaw(asked):
             raise NotFoundError(
-                f"resume_from_checkpoint {asked!r} cannot be used: {flaw}. Name a whole checkpoint."
+                f"resume_from_checkpoint {str(asked)!r} cannot be used: {flaw}. Name a whole checkpoint."
             )
-        return Path(asked)
+        return asked
 
     def _facts(self, started: float, facts: Mapping[str, Any]) -> dict[str, Any]:
         known = {
@@ -178,18 +208,41 @@ class Attempt:
             ],
             **facts,
         }
-        if self.resumed_from:
-            known["resumed_from_step"] = checkpoint_step(self.resumed_from)
+        if self.resumed_from_step is not None:
+            known["resumed_from_step"] = self.resumed_from_step
         if tracker_url := find_tracker_url(self.settings, self.run_dir.path):
             known["tracker_url"] = tracker_url
         if newest := self.store.newest():
-            known["last_checkpoint_step"] = checkpoint_step(newest)
+            known.setdefault("last_checkpoint_step", checkpoint_step(newest))
         return known
 
     def _failed_facts(self) -> dict[str, Any]:
         """The step a failed attempt reached, from the progress it wrote."""
         progress = read_json(self.run_dir.path / PROGRESS_FILE) or {}
         return {"steps": progress["step"]} if progress.get("attempt") == self.number else {}
+
+
+def _asked_checkpoint(settings: Settings) -> bool | Path:
+    """`resume_from_checkpoint`: True, also where it is unset, is the newest whole one, False none."""
+    asked = settings.values.get("resume_from_checkpoint")
+    if asked in (False, "false", "False"):
+        return False
+    return True if asked in (None, True, "true", "True") else Path(asked)
+
+
+def _read_trained(settings: Settings, output_dir: Path, say: Callable[[str], None]) -> Trained | None:
+    return Trained.read(output_dir, say) if _asked_checkpoint(settings) is True else None
+
+
+def _describe_left(facts: Mapping[str, Any]) -> str:
+    if "model_path" in facts:
+        return "Interrupted after the last step: the next attempt goes on from the trained model."
+    return "Interrupted when the rows were prepared; nothing is lost."
+
+
+def _steps_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    steps = facts.get("steps")
+    return {"steps": steps, "last_checkpoint_step": steps} if steps else {}
 
 
 def _supervise(
@@ -202,7 +255,19 @@ def _supervise(
     env = rank_environment(launch, environ, channel.scratch_dir)
     env |= tracker_environment(settings, environ, Path(settings.values["output_dir"]))
     hang_timeout_s = float(settings.values["hang_timeout_s"])
+    if stop.count:
+        raise InterruptedRunError(NOTHING_SAVED)
     return Supervisor(launch, env, channel, stop, hang_timeout_s).run()
+
+
+def _find_over(run_dir: RunDir, identity: RunIdentity, settings: Settings) -> str | None:
+    """Why a node other than the first has nothing to do: node 0 finds the same, and starts no rank to meet."""
+    with contextlib.suppress(ConfigError):  # another run's: node 0 says so, or makes room
+        if run_dir.finished(identity):
+            return "This run finished before."
+        if _read_trained(settings, run_dir.path, log.warning):
+            return "The training was over before; node 0 does the rest."
+    return None
 
 
 def _help_node_zero(

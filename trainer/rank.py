@@ -92,6 +92,9 @@ class RankChannel:
         with (self._scratch_dir / f"notices-{self.rank}").open("a", encoding="utf-8") as file:
             file.write(json.dumps(sentence) + "\n")
 
+    def notices(self) -> list[str]:
+        return _read_notices(self._scratch_dir)
+
     def report(self, outcome: RankOutcome) -> None:
         write_json(self._scratch_dir / f"outcome-{self.rank}", asdict(outcome))
 
@@ -139,6 +142,11 @@ class ParentChannel:
         return sorted((RankOutcome(**outcome) for outcome in found if outcome), key=lambda o: o.rank)
 
     def notices(self) -> list[str]:
-        path = self.scratch_dir / "notices-0"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return list(dict.fromkeys(json.loads(line) for line in lines))
+        return _read_notices(self.scratch_dir)
+
+
+def _read_notices(scratch_dir: Path) -> list[str]:
+    """Rank 0's."""
+    path = scratch_dir / "notices-0"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return list(dict.fromkeys(json.loads(line) for line in lines))

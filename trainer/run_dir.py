@@ -30,6 +30,7 @@ _LEFT_BY_A_RUN = (
     ".sft.run.json",
     ".sft.samples.json",
     ".sft.statistics.json",
+    ".sft.trained.json",
     ".sft.history.jsonl",
     ".sft.prepared",
     ".staging",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _INTERRUPTED = 206  # ExitCode.INTERRUPTED, whose module would be one more to import before the handler stands
 # An init system that ends a whole cgroup, and a worker that passes its own end on, tell one end twice.
 _ONE_CAUSE_S = 0.25
+
+
+class Interrupted(BaseException):
+    """A signal, where nothing has to be finished. As KeyboardInterrupt, it passes by whoever catches errors."""
 
 
 class StopRequest:
@@ -27,6 +32,7 @@ class StopRequest:
         self.lock_lost = False
         # While ranks run: what passes a signal on to them, called with how many there were.
         self.on_signal: Callable[[int], None] | None = None
+        self._may_raise = False
         self._last: tuple[int, float] = (0, 0.0)
 
     def install(self) -> None:
@@ -39,22 +45,41 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    @contextlib.contextmanager
+    def ends_at_once(self) -> Iterator[None]:
+        """Work that can be left at any moment, and done again: a signal leaves it, one that has come already too.
+
+        :raises Interrupted:
+        """
+        self._may_raise = True
+        try:
+            if self.count:
+                raise Interrupted
+            yield
+        finally:
+            self._may_raise = False
+
     def lose_lock(self) -> None:
         """Another run writes to output_dir: whatever runs here ends at once."""
         self.lock_lost = True
         if self.on_signal:
             self.on_signal(2)
+        elif self._may_raise:
+            _thread.interrupt_main(signal.SIGTERM)  # this is the heartbeat's thread
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self._is_same_request(number):
             return
         self._last = (number, time.monotonic())
         self.count += 1
-        _say(f"Received {signal.Signals(number).name}: {'saving' if self.count == 1 else 'ending at once'}.")
+        saves = self.count == 1 and not self._may_raise
+        _say(f"Received {signal.Signals(number).name}: {'saving' if saves else 'ending at once'}.")
         if self.on_signal:
             self.on_signal(self.count)
         elif self.count > 1:
             os._exit(_INTERRUPTED)  # no rank runs, and what is on disk is whole at every moment
+        elif self._may_raise:
+            raise Interrupted
 
     def _is_same_request(self, number: int) -> bool:
         if number == signal.SIGHUP:

@@ -28,6 +28,8 @@ from trainer.stop import StopRequest
 _POLL_S = 0.1
 # After the first rank failed, the others get this long to notice before they are killed.
 _LINGER_S = 10.0
+LOCK_LOST = "Another run has taken output_dir over; this one ended without saving."
+NOTHING_SAVED = "Interrupted before a step was complete; nothing new was saved."
 _FAILURES = {kind.exit_code: kind for kind in SFTError.__subclasses__()}
 
 
@@ -111,7 +113,7 @@ class Supervisor:
             (outcome for outcome in outcomes if outcome.exit_code), key=lambda outcome: outcome.time
         )
         if self.stop.lock_lost:
-            raise InterruptedRunError("Another run has taken output_dir over; this one ended without saving.")
+            raise InterruptedRunError(LOCK_LOST)
         if self.stop.count > 1:
             raise InterruptedRunError("Ended at once by a second signal; nothing new was saved.")
         # The ranks that outlive one killed for memory report a lost connection, which is not what a person can mend.
@@ -120,7 +122,7 @@ class Supervisor:
         if outcomes and outcomes[0].rank == self._first_rank and returncode == 0:
             return outcomes[0]
         if self.stop.count:
-            raise InterruptedRunError("Interrupted before a step was complete; nothing new was saved.")
+            raise InterruptedRunError(NOTHING_SAVED)
         raise self._unexplained(returncode, oom=oom)
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trainer.accelerator import take_accelerator
 from trainer.activation import check_invocation
 from trainer.arguments import build_training_args, effective_distributed
 from trainer.attention import choose_attention
-from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, StopCallback, loss_limit
+from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, loss_limit
 from trainer.checkpoints import CheckpointStore, checkpoint_step
 from trainer.consensus import StopSignal, share_from_rank_zero
 from trainer.controller.callback import build_controller
@@ -29,6 +30,7 @@ from trainer.data.prepare import prepare_data
 from trainer.engine import Engine
 from trainer.failures import classify
 from trainer.files import write_json
+from trainer.interruption import StopCallback
 from trainer.model import grow_vocabulary, load_model, load_tokenizer
 from trainer.progress import ProgressWriter, read_history, summarize_losses
 from trainer.rank import RankChannel, RankOutcome, RunOrder
@@ -38,6 +40,7 @@ from trainer.samples import sample_after, sample_before
 from trainer.save import model_kind_of, save_final
 from trainer.streams import outlast_readers
 from trainer.trackers import build_trackers
+from trainer.trained import Trained
 from trainer.tuning import apply_peft, build_quantization
 
 log = logging.getLogger("trainer")
@@ -93,22 +96,30 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     stop.install()
     engine.train(resume_from_checkpoint=resume_from)
     if stopping.stopped:
-        raise InterruptedRunError(f"Interrupted at step {engine.state.global_step} and saved.")
+        raise InterruptedRunError(stopping.describe(engine.state.global_step))
 
     engine.check_weights()
-    save_final(engine, Path(order.model_dir), new_rows=new_rows)
+    files = save_final(engine, Path(order.model_dir), new_rows=new_rows)
     sample_after(engine.model, tokenizer, settings, output_dir)
+    facts = describe_training(engine, order, data.statistics)
+    if engine.is_world_process_zero():
+        Trained(order.model_dir, files, facts, channel.notices()).write(output_dir)
+    return facts
+
+
+def describe_training(engine: Engine, order: RunOrder, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the result, once the model is saved."""
     return {
         "model_path": order.model_dir,
         "model_kind": model_kind_of(engine),
         "steps": engine.state.global_step,
         "epochs": round(engine.state.epoch or 0.0, 4),
-        **summarize_losses(read_history(output_dir)),
+        **summarize_losses(read_history(Path(order.output_dir))),
         "trained_tokens": engine.trained_tokens,
-        "trained_token_share": data.statistics["trained_token_share"],
+        "trained_token_share": statistics["trained_token_share"],
         "tokens_per_s": round(engine.tokens_per_s, 1),
         "distributed": effective_distributed(engine),
-        "world_size": args.world_size,
+        "world_size": engine.args.world_size,
     }
 
 

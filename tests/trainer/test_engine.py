@@ -13,7 +13,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from airflow_provider_sft.contract.errors import ConfigError, DivergedError
 from trainer.callbacks import FiniteCallback
 from trainer.checkpoints import CheckpointStore
-from trainer.engine import Engine, LabelPositions
+from trainer.data.positions import LabelPositions
+from trainer.engine import Engine
 
 IGNORED = -100
 

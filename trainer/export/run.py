@@ -6,7 +6,7 @@ import errno
 import json
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -57,6 +57,7 @@ def export_for_vllm(
     mode: ExportMode = "adapter",
     base_model_dir: Path | None = None,
     target_dir: Path | None = None,
+    before_switch: Callable[[Path], None] | None = None,
 ) -> ExportOutcome:
     """Make an adapter fit for vLLM, in place or in a directory of its own. A second call changes nothing.
 
@@ -65,6 +66,7 @@ def export_for_vllm(
         tokens were added also `base/`, the base with the tuned vocabulary, on which every release serves the adapter
     :param base_model_dir: the base model, where base_model_name_or_path does not lead to it
     :param target_dir: leave `directory` as it is, and write here
+    :param before_switch: called with the directory of new files before they take the adapter's place
     :raises ExportError: the export is not possible for this adapter, or something it needs is missing
     :raises NotFoundError: there is no such directory
     :raises StorageFullError: the volume is full; what was there is still there
@@ -78,7 +80,7 @@ def export_for_vllm(
             return _whole_model(directory)
         source = read_source(directory, num_new_tokens=num_new_tokens, base_model_dir=base_model_dir)
         try:
-            return _export(source, target, mode)
+            return _export(source, target, mode, before_switch or _nothing)
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
@@ -119,7 +121,13 @@ def _whole_model(directory: Path) -> ExportOutcome:
     return ExportOutcome(directory, "full", verdict, [], [sentence])
 
 
-def _export(source: Source, target: Path, mode: ExportMode) -> ExportOutcome:
+def _nothing(_stage: Path) -> None:
+    """Nobody wants to know."""
+
+
+def _export(
+    source: Source, target: Path, mode: ExportMode, before_switch: Callable[[Path], None]
+) -> ExportOutcome:
     vocabulary = read_vocabulary(source)
     if mode == "merged":
         refuse_merge(source)
@@ -135,11 +143,13 @@ def _export(source: Source, target: Path, mode: ExportMode) -> ExportOutcome:
             files += _write_base(source, vocabulary, form, target)
             base = target / BASE_DIR
         notices = _describe_both(target, with_base=bool(vocabulary.num_new))
-    files = _write_adapter(source, form, target) + files
+    files = _write_adapter(source, form, target, before_switch) + files
     return ExportOutcome(target, "adapter", judge_adapter(target, base=base), files, notices)
 
 
-def _write_adapter(source: Source, form: Form, target: Path) -> list[str]:
+def _write_adapter(
+    source: Source, form: Form, target: Path, before_switch: Callable[[Path], None]
+) -> list[str]:
     names = [
         ADAPTER_CONFIG_FILE,
         ADAPTER_WEIGHTS_FILE,
@@ -156,6 +166,7 @@ def _write_adapter(source: Source, form: Form, target: Path) -> list[str]:
             write_tensor_file(stage / NEW_EMBEDDINGS_FILE, form.new_embeddings, {"format": "pt"})
         if target != source.directory:
             copy_companions(source.directory, stage, also=(ADDED_TOKENS_FILE, "README.md"))
+        before_switch(stage)
         switch_files(target)
     return names
 

@@ -1,0 +1,64 @@
+"""That the training is over, and what it left: an attempt that ended in the export or the report goes on from there.
+
+Written by rank 0 once the final model is on disk, and gone with the completion mark. Stdlib only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from trainer.files import describe_file, find_damage, read_json, write_json
+
+TRAINED_FILE = ".sft.trained.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """
+    :param model_dir: where the final model lies
+    :param files: its files, as `sync_and_describe` gives them
+    :param facts: fields of the result
+    :param notices: sentences of the attempt that trained, for the result
+    :param exported: files that the export may have put in their place, or beside them
+    """
+
+    model_dir: str
+    files: dict[str, dict[str, Any]]
+    facts: dict[str, Any]
+    notices: list[str]
+    exported: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def write(self, output_dir: Path) -> None:
+        write_json(output_dir / TRAINED_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, output_dir: Path, say: Callable[[str], None]) -> Self | None:
+        """What an earlier attempt of this run trained; `say` hears why that cannot be used any more."""
+        if (trained := cls._load(output_dir)) is None:
+            return None
+        directory = Path(trained.model_dir)
+        for files in (trained.files, trained.files | trained.exported):
+            damage = next(find_damage(directory, files), None)
+            if damage is None:
+                return trained
+        say(f"The trained model in {directory} cannot be used: {damage}.")
+        return None
+
+    @classmethod
+    def expect(cls, output_dir: Path, stage: Path) -> None:
+        """The export is about to put the files of `stage` in the place of what was trained."""
+        if trained := cls._load(output_dir):
+            staged = {path.name: describe_file(path) for path in sorted(stage.iterdir())}
+            replace(trained, exported=staged).write(output_dir)
+
+    @staticmethod
+    def forget(output_dir: Path) -> None:
+        (output_dir / TRAINED_FILE).unlink(missing_ok=True)
+
+    @classmethod
+    def _load(cls, output_dir: Path) -> Self | None:
+        found = read_json(output_dir / TRAINED_FILE) or {}
+        return cls(**found) if found.keys() == {each.name for each in fields(cls)} else None
