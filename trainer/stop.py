@@ -85,7 +85,8 @@ class StopRequest:
         if number == signal.SIGHUP:
             return self.count > 0
         last, at = self._last
-        return number == last and time.monotonic() - at < _ONE_CAUSE_S
+        # Of two signals that wait, Python handles the lower number first: a SIGHUP that came after SIGTERM.
+        return last in (number, signal.SIGHUP) and time.monotonic() - at < _ONE_CAUSE_S
 
 
 def _say(sentence: str) -> None:

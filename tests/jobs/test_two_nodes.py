@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import psutil
 import pytest
 
-from tests import tiny
 from tests.conftest import TrainerRun
 from tests.jobs.node_env import node_env
 from tests.jobs.test_manifests import TWO_NODES
 from tests.trainer.test_ranks import TWO, free_port
 from tests.trainer.test_refusals import wait_for
 from tests.trainer.test_resume import assert_bit_equal, step_reached, weights
+from trainer.launch import Launch, plan_launch
 from trainer.nodes import Nodes, read_nodes
 
 MASTERS = {
@@ -40,44 +43,61 @@ def start_nodes(start_trainer):
     """Both nodes of a job, on loopback: two ranks each, as the engine's environment says."""
 
     def start(engine, config):
-        port = str(free_port())
-        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        here |= {f"PET_{key}": value for key, value in here.items()}
+        here = on_loopback(str(free_port()))
         envs = [node_env(engine, rank, **{**TWO_BY_TWO, "config": config}) for rank in (0, 1)]
         return [start_trainer(config, **{**env, **here}) for env in envs]
 
     return start
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_model_dir, tmp_path_factory):
-    """The weights of four ranks to which nothing happens, on one node: of all engines here."""
-    directory = tmp_path_factory.mktemp("undisturbed")
-    data = tiny.write_tweets(directory / "tweets.jsonl")
-    config = {**tiny.lora_config(tiny_model_dir, data, directory / "out"), **STEPS}
-    config["accelerate_launch_args"] = {"num_processes": 4}
-    run = TrainerRun(config, TWO, directory / "termination.log")
-    assert run.wait(400) == 0, run.stderr[-4000:]
-    return weights(directory / "out")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_engine_makes_a_node_launch_its_ranks_in_the_same_way(rank, tmp_path):
+    """So that what is shown below with three of them holds for all."""
+    launches = [plan_on_loopback(node_env(engine, rank, **TWO_BY_TWO), tmp_path) for engine in MASTERS]
+    assert launches == [launches[0]] * len(MASTERS)
+    assert "--machine_rank" in " ".join(launches[0].argv)
+
+
+def plan_on_loopback(env: dict[str, str], scratch: Path) -> Launch:
+    return plan_launch({}, {**env, **on_loopback("29511")}, gpus=0, scratch_dir=scratch)
+
+
+def on_loopback(port: str) -> dict[str, str]:
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return here | {f"PET_{key}": value for key, value in here.items()}
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("engine", MASTERS)
 def test_node_killed_and_restarted_ends_with_the_weights_of_an_undisturbed_run(
-    engine, lora_config, start_nodes, undisturbed, tmp_path
+    lora_config, start_nodes, tmp_path
 ):
+    """Undisturbed as a Job; killed as a PyTorchJob, and restarted as a TrainJob, whose nodes are a JobSet's."""
     config = {**lora_config, **STEPS}
-    first, second = start_nodes(engine, config)
+    undisturbed = start_nodes("job", {**config, "output_dir": str(tmp_path / "undisturbed")})
+    for run in undisturbed:
+        assert run.wait(400) == 0, run.stderr[-3000:]
+    assert_one_model(*undisturbed, tmp_path / "undisturbed")
+    first, second = start_nodes("pytorchjob", config)
     wait_for(lambda: step_reached(tmp_path / "out") >= 7, timeout_s=400)
     kill_node(second)
     assert first.wait(200) == 204, first.stderr[-3000:]  # which every engine restarts
-    nodes = start_nodes(engine, config)
+    nodes = start_nodes("trainjob", config)
     for run in nodes:
         assert run.wait(400) == 0, run.stderr[-3000:]
     result = nodes[0].result
     assert (result["world_size"], result["attempt"]) == (4, 2)
     assert 6 <= result["resumed_from_step"] < 30
-    assert_bit_equal(weights(tmp_path / "out"), undisturbed)
+    assert_bit_equal(weights(tmp_path / "out"), weights(tmp_path / "undisturbed"))
+
+
+def assert_one_model(first: TrainerRun, second: TrainerRun, out: Path) -> None:
+    result = json.loads((out / "result.json").read_text())
+    assert (result["world_size"], result["distributed"], result["steps"]) == (4, "ddp", STEPS["max_steps"])
+    assert first.result["model_path"] == str(out)
+    assert second.result["reason"].startswith("Node 1 of 2 did its part")
+    assert "model_path" not in second.result
+    assert second.progress == []
+    assert (out / "attempts.jsonl").read_text().count('"started"') == 1
 
 
 def kill_node(run) -> None:

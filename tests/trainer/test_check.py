@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from trainer.__main__ import dispatch
+
 
 def run_trainer_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "trainer", *arguments]
@@ -38,8 +40,8 @@ def test_check_where_torch_does_not_load_fails_and_names_the_cause(tmp_path):
     assert "FAIL  GPUs: ImportError: libcudart.so.13" in checked.stdout
 
 
-def test_argument_that_nobody_takes_is_refused_with_what_to_do():
-    refused = run_trainer_command("bash")
-    assert refused.returncode == 64
-    assert "Unknown arguments 'bash'" in refused.stderr
-    assert "--entrypoint bash" in refused.stderr
+def test_argument_that_nobody_takes_is_refused_with_what_to_do(capsys):
+    assert dispatch(["bash"]) == 64
+    said = capsys.readouterr().err
+    assert "Unknown arguments 'bash'" in said
+    assert "--entrypoint bash" in said

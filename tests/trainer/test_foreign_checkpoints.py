@@ -10,6 +10,8 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+from tests.trainer.here import run_here
+
 ROWS = [{"input_ids": list(range(10, 30)), "labels": list(range(10, 30))}] * 16
 
 
@@ -45,12 +47,13 @@ class Crafted:
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "pytorch_model.bin"])
 def test_crafted_checkpoint_that_the_config_names_is_66_and_its_code_does_not_run(
-    transformers_run, lora_config, run_trainer, tmp_path, name
+    transformers_run, lora_config, tmp_path, name
 ):
     checkpoint = transformers_run / "checkpoint-4"
     torch.save({"state": Crafted(tmp_path / "trap")}, checkpoint / name)
-    run = run_trainer({**lora_config, "resume_from_checkpoint": str(checkpoint)}, code=66)
-    assert f"{name} names posix.system, which is no part of a tensor" in run.result["reason"]
+    result = run_here({**lora_config, "resume_from_checkpoint": str(checkpoint)})
+    assert result["exit_code"] == 66
+    assert f"{name} names posix.system, which is no part of a tensor" in result["reason"]
     assert not (tmp_path / "trap").exists()
 
 

@@ -16,6 +16,7 @@ from airflow_provider_sft.contract.errors import (
     StorageFullError,
 )
 from airflow_provider_sft.contract.settings import resolve_config
+from tests.trainer.here import run_here
 from trainer.preflight import check_request, check_room
 
 BASE = {"training_data_path": "/data/t.jsonl", "dataset_text_field": "output", "save_total_limit": 1}
@@ -142,19 +143,21 @@ def test_preflight_imports_neither_torch_nor_a_tracker():
     assert done.stdout.strip() == "[]"
 
 
-def test_missing_tracker_ends_a_run_64_with_nothing_written(run_trainer, lora_config, tmp_path):
-    run = run_trainer({**lora_config, "trackers": ["aim"]}, code=64)
-    assert "Config key 'aim_repo' is missing" in run.result["reason"]
+def test_missing_tracker_ends_a_run_64_with_nothing_written(lora_config, tmp_path):
+    result = run_here({**lora_config, "trackers": ["aim"]})
+    assert result["exit_code"] == 64
+    assert "Config key 'aim_repo' is missing" in result["reason"]
     assert not (tmp_path / "out").exists()
 
 
-def test_full_disk_is_told_before_the_model_loads(run_trainer, lora_config, tmp_path):
+def test_full_disk_is_told_before_the_model_loads(lora_config, tmp_path):
     # 40 TB of a model, by its config alone; its one weight is a small one.
     model = tmp_path / "huge"
     shutil.copytree(lora_config["model_name_or_path"], model)
     header = {"w.weight": {"dtype": "F32", "shape": [10**6, 10**7], "data_offsets": [0, 4]}}
     text = json.dumps(header).encode()
     (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    run = run_trainer({**lora_config, "model_name_or_path": str(model), "peft_method": "none"}, code=201)
-    assert "so this run cannot fit" in run.result["reason"]
-    assert run.progress == []
+    result = run_here({**lora_config, "model_name_or_path": str(model), "peft_method": "none"})
+    assert result["exit_code"] == 201
+    assert "so this run cannot fit" in result["reason"]
+    assert not (tmp_path / "out" / ".sft.prepared").exists()  # no rank was started

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import socket
@@ -115,35 +114,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
-def node(start_trainer, config, rank, port):
-    pet = {
-        "PET_NNODES": "2",
-        "PET_NODE_RANK": str(rank),
-        "PET_NPROC_PER_NODE": "2",
-        "PET_MASTER_ADDR": "127.0.0.1",
-        "PET_MASTER_PORT": str(port),
-    }
-    return start_trainer(config, **TWO, **pet)
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def test_two_nodes_of_two_ranks_train_one_model_and_leave_one_result(lora_config, start_trainer, tmp_path):
-    config = {**lora_config, "max_steps": 4, "per_device_train_batch_size": 2}
-    port = free_port()
-    nodes = [node(start_trainer, config, rank, port) for rank in (0, 1)]
-    for number, run in enumerate(nodes):
-        assert run.wait() == 0, f"node {number}: {run.stderr[-3000:]}"
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (result["world_size"], result["distributed"], result["steps"]) == (4, "ddp", 4)
-    assert nodes[1].result["reason"].startswith("Node 1 of 2 did its part")
-    assert "model_path" not in nodes[1].result
-    assert nodes[1].progress == []
-    starts = [
-        line for line in (tmp_path / "out" / "attempts.jsonl").read_text().splitlines() if "started" in line
-    ]
-    assert len(starts) == 1

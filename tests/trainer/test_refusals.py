@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from airflow_provider_sft.contract.errors import DataError, DivergedError
+from tests.trainer.here import run_here, train_here
 
 
 def test_wrong_config_ends_64_without_importing_torch(tmp_path, lora_config):
@@ -25,15 +29,17 @@ def test_wrong_config_ends_64_without_importing_torch(tmp_path, lora_config):
     assert "Unknown config key 'learning_rte'. Did you mean 'learning_rate'?" in done.stderr
 
 
-def test_missing_model_ends_66_before_anything_is_written(run_trainer, lora_config, tmp_path):
-    run = run_trainer({**lora_config, "model_name_or_path": str(tmp_path / "nowhere")}, code=66)
-    assert f"model_name_or_path '{tmp_path / 'nowhere'}' does not exist" in run.result["reason"]
+def test_missing_model_ends_66_before_anything_is_written(lora_config, tmp_path):
+    result = run_here({**lora_config, "model_name_or_path": str(tmp_path / "nowhere")})
+    assert result["exit_code"] == 66
+    assert f"model_name_or_path '{tmp_path / 'nowhere'}' does not exist" in result["reason"]
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_data_ends_66(run_trainer, lora_config, tmp_path):
-    run = run_trainer({**lora_config, "training_data_path": str(tmp_path / "nowhere.jsonl")}, code=66)
-    assert "nowhere.jsonl" in run.result["reason"]
+def test_missing_data_ends_66(lora_config, tmp_path):
+    result = run_here({**lora_config, "training_data_path": str(tmp_path / "nowhere.jsonl")})
+    assert result["exit_code"] == 66
+    assert "nowhere.jsonl" in result["reason"]
 
 
 def test_absent_response_template_ends_65_before_step_1(run_trainer, lora_config):
@@ -42,12 +48,12 @@ def test_absent_response_template_ends_65_before_step_1(run_trainer, lora_config
     assert run.progress == []
 
 
-def test_malformed_line_ends_65_with_file_and_line(run_trainer, lora_config, tweets):
+def test_malformed_line_ends_65_with_file_and_line(lora_config, tweets, tmp_path):
     lines = tweets.read_text().splitlines()
     lines[16] = '{"output": "cut'
     tweets.write_text("\n".join(lines))
-    run = run_trainer(lora_config, code=65)
-    assert f"{tweets} line 17" in run.result["reason"]
+    with pytest.raises(DataError, match=re.escape(f"{tweets} line 17")):
+        train_here(lora_config, tmp_path / "scratch")
 
 
 @pytest.mark.parametrize(
@@ -61,16 +67,21 @@ def test_key_that_this_process_cannot_follow_ends_64(run_trainer, lora_config, k
     assert sentence in run_trainer({**lora_config, **keys}, code=64).result["reason"]
 
 
-@pytest.mark.parametrize("peft_method", ["lora", "none"])
-def test_learning_rate_of_1e12_ends_68_and_leaves_no_model(run_trainer, lora_config, tmp_path, peft_method):
-    run = run_trainer({**lora_config, "learning_rate": 1e12, "peft_method": peft_method}, code=68)
+def test_full_tuning_at_a_learning_rate_of_1e12_is_no_success_either(lora_config, tmp_path):
+    with pytest.raises(DivergedError, match="training diverged"):
+        train_here({**lora_config, "learning_rate": 1e12, "peft_method": "none"}, tmp_path / "scratch")
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_learning_rate_of_1e12_ends_68_and_leaves_no_model(run_trainer, lora_config, tmp_path):
+    run = run_trainer({**lora_config, "learning_rate": 1e12}, code=68)
     assert "training diverged" in run.result["reason"]
     assert "learning_rate" in run.result["advice"]
     assert not (tmp_path / "out" / ".complete").exists()
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
-def test_weights_of_nan_end_68_at_step_1(run_trainer, lora_config, tiny_model_dir, tmp_path):
+def test_weights_of_nan_end_68_at_step_1(lora_config, tiny_model_dir, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -78,25 +89,27 @@ def test_weights_of_nan_end_68_at_step_1(run_trainer, lora_config, tiny_model_di
     model.lm_head.weight.data[0] = float("nan")
     model.save_pretrained(tmp_path / "nan")
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "nan")
-    run = run_trainer({**lora_config, "model_name_or_path": str(tmp_path / "nan")}, code=68)
-    assert "at step 1: training diverged" in run.result["reason"]
+    with pytest.raises(DivergedError, match="at step 1: training diverged"):
+        train_here({**lora_config, "model_name_or_path": str(tmp_path / "nan")}, tmp_path / "scratch")
 
 
-def test_second_run_on_a_living_runs_directory_ends_207(start_trainer, run_trainer, lora_config, tmp_path):
+def test_second_run_on_a_living_runs_directory_ends_207(start_trainer, lora_config, tmp_path):
     first = start_trainer({**lora_config, "max_steps": 100_000, "save_strategy": "no"}, SFT_RUN_ID="a")
     wait_for((tmp_path / "out" / ".sft.lock.json").exists)
-    second = run_trainer(lora_config, code=207, SFT_RUN_ID="b")
-    assert "is held by another run (a)" in second.result["reason"]
+    second = run_here(lora_config, SFT_RUN_ID="b")
+    assert second["exit_code"] == 207
+    assert "is held by another run (a)" in second["reason"]
     first.process.send_signal(signal.SIGTERM)
     assert first.wait() == 206
 
 
-def test_read_only_output_is_refused_before_the_model_loads(run_trainer, lora_config):
-    run = run_trainer({**lora_config, "output_dir": "/proc/out"}, code=77)
-    assert "output_dir /proc/out cannot be written by user" in run.result["reason"]
+def test_read_only_output_is_refused_before_the_model_loads(lora_config):
+    result = run_here({**lora_config, "output_dir": "/proc/out"})
+    assert result["exit_code"] == 77
+    assert "output_dir /proc/out cannot be written by user" in result["reason"]
 
 
-def test_pickled_weights_are_refused(run_trainer, lora_config, tiny_model_dir, tmp_path):
+def test_pickled_weights_are_refused(lora_config, tiny_model_dir, tmp_path):
     import shutil
 
     import torch
@@ -104,8 +117,9 @@ def test_pickled_weights_are_refused(run_trainer, lora_config, tiny_model_dir, t
     shutil.copytree(tiny_model_dir, tmp_path / "bin")
     (tmp_path / "bin" / "model.safetensors").unlink()
     torch.save({"w": torch.zeros(1)}, tmp_path / "bin" / "pytorch_model.bin")
-    run = run_trainer({**lora_config, "model_name_or_path": str(tmp_path / "bin")}, code=66)
-    assert "safetensors" in run.result["reason"]
+    result = run_here({**lora_config, "model_name_or_path": str(tmp_path / "bin")})
+    assert result["exit_code"] == 66
+    assert "safetensors" in result["reason"]
 
 
 def wait_for(condition, timeout_s: float = 120, poll_s: float = 0.05) -> None:

@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 
+from tests.trainer.here import run_here
+
 # What it does when it is imported can be told from outside.
 CODE = """
 import os
@@ -40,18 +42,26 @@ def own_config(lora_config, tiny_model_dir, tmp_path):
     return {**lora_config, "model_name_or_path": str(directory), "target_modules": ["q_proj"], "max_steps": 2}
 
 
+@pytest.fixture
+def mark(monkeypatch, tmp_path):
+    """There once the model's code has run, here or in a process below."""
+    monkeypatch.setenv("MARK", str(tmp_path / "mark"))
+    return tmp_path / "mark"
+
+
 @pytest.mark.parametrize("trusts", [False, True])
-def test_code_of_a_model_does_not_run_without_leave(run_trainer, own_config, tmp_path, trusts):
-    config = {**own_config, "trust_remote_code": trusts}
-    run = run_trainer(config, code=64, MARK=str(tmp_path / "mark"))
-    assert "allow_remote_code=True on the operator (SFT_ALLOW_REMOTE_CODE=true" in run.result["reason"]
-    assert not (tmp_path / "mark").exists()
+def test_code_of_a_model_does_not_run_without_leave(own_config, mark, trusts):
+    result = run_here({**own_config, "trust_remote_code": trusts})
+    assert result["exit_code"] == 64
+    assert "allow_remote_code=True on the operator (SFT_ALLOW_REMOTE_CODE=true" in result["reason"]
+    assert not mark.exists()
 
 
-def test_leave_alone_runs_no_code_that_the_config_does_not_trust(run_trainer, own_config, tmp_path):
-    run = run_trainer(own_config, code=64, MARK=str(tmp_path / "mark"), SFT_ALLOW_REMOTE_CODE="true")
-    assert "brings Python code of its own (auto_map in config.json)" in run.result["reason"]
-    assert not (tmp_path / "mark").exists()
+def test_leave_alone_runs_no_code_that_the_config_does_not_trust(own_config, mark):
+    result = run_here(own_config, SFT_ALLOW_REMOTE_CODE="true")
+    assert result["exit_code"] == 64
+    assert "brings Python code of its own (auto_map in config.json)" in result["reason"]
+    assert not mark.exists()
 
 
 def test_code_of_a_model_runs_with_leave_and_trust(run_trainer, own_config, tmp_path):

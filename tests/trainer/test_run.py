@@ -11,6 +11,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.trainer.here import run_here, train_here
 from trainer.files import sha256_file
 
 
@@ -158,9 +159,10 @@ def test_same_run_again_is_finished_and_trains_nothing(lora_alone, run_trainer):
     assert (lora.out / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_task_in_its_directory_is_refused(lora_alone, run_trainer):
-    run = run_trainer(lora_alone.config, code=64, SFT_RUN_ID="dag/run/task/0")
-    assert "belongs to another run (its SFT_RUN_ID differ). Use a directory per run" in run.result["reason"]
+def test_another_task_in_its_directory_is_refused(lora_alone):
+    result = run_here(lora_alone.config, SFT_RUN_ID="dag/run/task/0")
+    assert result["exit_code"] == 64
+    assert "belongs to another run (its SFT_RUN_ID differ). Use a directory per run" in result["reason"]
 
 
 def test_full_tuning_from_a_config_file_changes_every_layer(
@@ -185,7 +187,7 @@ def test_full_tuning_from_a_config_file_changes_every_layer(
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_chat_trains_the_assistants_words(run_trainer, lora_config, tmp_path):
+def test_chat_trains_the_assistants_words(lora_config, tmp_path):
     config = {
         **lora_config,
         "training_data_path": str(tiny.write_chats(tmp_path / "chats.jsonl")),
@@ -193,7 +195,7 @@ def test_chat_trains_the_assistants_words(run_trainer, lora_config, tmp_path):
         "max_steps": 4,
     }
     del config["dataset_text_field"], config["response_template"]
-    run_trainer(config)
+    train_here(config, tmp_path / "scratch")
     assert list((tmp_path / "kept").glob("*/000.train.arrow")), "rows for other runs are kept"
     samples = json.loads((tmp_path / "out" / ".sft.statistics.json").read_text())["samples"]
     trained = ["".join(text for text, is_trained in segments if is_trained) for segments in samples]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import resolve_config
 from tests import tiny
-from tests.trainer.here import train_here
+from tests.trainer.here import run_here, train_here
 from trainer.data.batching import PaddedCollator
 from trainer.data.prepare import choose_collator
 from trainer.files import sha256_file
@@ -444,18 +444,20 @@ def test_run_of_alora_saves_its_invocation_and_what_it_learned(tune, tiny_model_
     assert sample["after"] == answer(out, tiny_model_dir, sample["prompt"])
 
 
-def test_run_of_alora_whose_rows_lack_the_invocation_ends_65(three_steps, run_trainer):
+def test_run_of_alora_whose_rows_lack_the_invocation_ends_65(three_steps, tmp_path):
     keys = {"peft_method": "alora", "alora_invocation_string": "### Answer:"}
-    run = run_trainer({**three_steps, **keys}, code=65)
-    assert run.result["reason"].startswith("alora_invocation_string '### Answer:', ")
+    with pytest.raises(DataError) as raised:
+        train_here({**three_steps, **keys}, tmp_path / "scratch")
+    assert raised.value.reason.startswith("alora_invocation_string '### Answer:', ")
     assert (
         "is in none of the 64 rows as the tokenizer splits them. Put it into each row's prompt"
-        in run.result["reason"]
+        in raised.value.reason
     )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_run_of_qlora_without_a_gpu_ends_64_with_what_it_needs(three_steps, run_trainer, tmp_path):
-    run = run_trainer({**three_steps, "bnb_qlora": ["nf4"]}, code=64)
-    assert run.result["reason"].startswith("Config key 'bnb_qlora' is [\"nf4\"], which needs ")
+def test_run_of_qlora_without_a_gpu_ends_64_with_what_it_needs(three_steps, tmp_path):
+    result = run_here({**three_steps, "bnb_qlora": ["nf4"]})
+    assert result["exit_code"] == 64
+    assert result["reason"].startswith("Config key 'bnb_qlora' is [\"nf4\"], which needs ")
     assert not (tmp_path / "out" / "result.json").exists()
