@@ -10,7 +10,9 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from tests.trainer.here import run_here
+from tests.trainer.here import run_here, train_here
+from trainer.checkpoints import CheckpointStore
+from trainer.progress import read_history
 
 ROWS = [{"input_ids": list(range(10, 30)), "labels": list(range(10, 30))}] * 16
 
@@ -28,13 +30,14 @@ def transformers_run(lora_config, tiny_model_dir, tmp_path):
     return tmp_path / "out"
 
 
-def test_run_of_plain_transformers_is_resumed(transformers_run, lora_config, run_trainer):
+def test_run_of_plain_transformers_is_resumed(transformers_run, lora_config, tmp_path):
     names = {path.name for path in (transformers_run / "checkpoint-4").iterdir()}
     assert {"training_args.bin", "optimizer.pt"} <= names
     assert "manifest.json" not in names
-    run = run_trainer(lora_config)
-    assert (run.result["resumed_from_step"], run.result["steps"]) == (4, 8)
-    assert [progress["step"] for progress in run.progress] == [5, 6, 7, 8]
+    newest = CheckpointStore(transformers_run).newest_valid(pytest.fail)
+    facts = train_here(lora_config, tmp_path / "scratch", resume_from=newest)
+    assert (newest.name, facts["steps"]) == ("checkpoint-4", 8)
+    assert [entry["step"] for entry in read_history(transformers_run)] == [5, 6, 7, 8]
 
 
 class Crafted:
@@ -57,13 +60,12 @@ def test_crafted_checkpoint_that_the_config_names_is_66_and_its_code_does_not_ru
     assert not (tmp_path / "trap").exists()
 
 
-def test_crafted_checkpoint_found_in_output_dir_is_skipped_with_a_sentence(
-    transformers_run, lora_config, run_trainer, tmp_path
-):
+def test_crafted_checkpoint_found_in_output_dir_is_skipped_with_a_sentence(transformers_run, tmp_path):
     checkpoint = transformers_run / "checkpoint-4"
     torch.save(Crafted(tmp_path / "trap"), checkpoint / "scheduler.pt")
-    run = run_trainer({**lora_config, "do_dataprocessing_only": True})
-    assert "Skipped checkpoint-4: scheduler.pt names posix.system" in run.stderr
+    said = []
+    assert CheckpointStore(transformers_run).newest_valid(said.append) is None
+    assert said[0].startswith("Skipped checkpoint-4: scheduler.pt names posix.system")
     assert not (tmp_path / "trap").exists()
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from airflow_provider_sft.contract.errors import DataError, DivergedError
+from airflow_provider_sft.contract.errors import ConfigError, DataError, DivergedError
 from tests.trainer.here import run_here, train_here
 
 
@@ -42,10 +42,10 @@ def test_missing_data_ends_66(lora_config, tmp_path):
     assert "nowhere.jsonl" in result["reason"]
 
 
-def test_absent_response_template_ends_65_before_step_1(run_trainer, lora_config):
-    run = run_trainer({**lora_config, "response_template": "### Answer:"}, code=65)
-    assert "'### Answer:'" in run.result["reason"]
-    assert run.progress == []
+def test_absent_response_template_ends_65_before_step_1(lora_config, tmp_path):
+    with pytest.raises(DataError, match="'### Answer:'"):
+        train_here({**lora_config, "response_template": "### Answer:"}, tmp_path / "scratch")
+    assert not (tmp_path / "out" / "progress.json").exists()
 
 
 def test_malformed_line_ends_65_with_file_and_line(lora_config, tweets, tmp_path):
@@ -56,15 +56,15 @@ def test_malformed_line_ends_65_with_file_and_line(lora_config, tweets, tmp_path
         train_here(lora_config, tmp_path / "scratch")
 
 
-@pytest.mark.parametrize(
-    ("keys", "sentence"),
-    [
-        ({"fsdp": "full_shard"}, "'fsdp' is 'full_shard', and this run is one process"),
-        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "asks for a package that is not installed here"),
-    ],
-)
-def test_key_that_this_process_cannot_follow_ends_64(run_trainer, lora_config, keys, sentence):
-    assert sentence in run_trainer({**lora_config, **keys}, code=64).result["reason"]
+def test_fsdp_for_one_process_ends_64(lora_config, tmp_path):
+    with pytest.raises(ConfigError, match="'fsdp' is 'full_shard', and this run is one process"):
+        train_here({**lora_config, "fsdp": "full_shard"}, tmp_path / "scratch")
+
+
+def test_package_that_is_not_installed_here_ends_64(run_trainer, lora_config):
+    config = {**lora_config, "deepspeed": {"zero_optimization": {"stage": 2}}}
+    run = run_trainer(config, code=64)
+    assert "asks for a package that is not installed here" in run.result["reason"]
 
 
 def test_full_tuning_at_a_learning_rate_of_1e12_is_no_success_either(lora_config, tmp_path):

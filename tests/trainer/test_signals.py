@@ -26,14 +26,15 @@ def endless(lora_config):
     return {**lora_config, "max_steps": 100_000, "save_strategy": "no"}
 
 
-@pytest.mark.parametrize(
-    "sign",
-    [
-        "attempts.jsonl",  # a rank is started
-        ".sft.statistics.json",  # a rank loads the model
-    ],
-)
-def test_sigterm_before_the_first_step_is_206_and_never_a_success(start_trainer, lora_config, tmp_path, sign):
+SIGNS = {
+    "attempts.jsonl": "a rank is started",
+    ".sft.prepared": "a rank prepares rows",
+    ".sft.statistics.json": "a rank loads the model",
+}
+
+
+def test_sigterm_before_the_first_step_is_206_and_never_a_success(start_trainer, lora_config, tmp_path):
+    sign = random.choice(list(SIGNS))
     run = start_trainer(lora_config)
     wait_for((tmp_path / "out" / sign).exists, poll_s=0.002)
     run.process.send_signal(signal.SIGTERM)
