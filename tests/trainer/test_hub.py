@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub.constants
 import pytest
+
+from tests.trainer.here import train_here
+from trainer.failures import classify
 
 
 @pytest.fixture
@@ -49,7 +53,10 @@ def test_model_that_the_hub_does_not_give_has_its_exit_code(
     assert run.result["reason"].startswith(sentence)
 
 
-def test_model_of_the_hub_without_a_network_is_200(run_trainer, lora_config, tmp_path):
-    config = {**lora_config, "model_name_or_path": "org/model"}
-    run = run_trainer(config, code=200, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
-    assert run.result["reason"] == "'org/model' is no local directory and the Hub cannot be reached."
+def test_model_of_the_hub_without_a_network_is_200(lora_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="in the cached files") as raised:
+        train_here({**lora_config, "model_name_or_path": "org/model"}, tmp_path / "scratch")
+    failure = classify(raised.value, model="org/model")
+    assert failure.exit_code == 200
+    assert failure.reason == "'org/model' is no local directory and the Hub cannot be reached."
