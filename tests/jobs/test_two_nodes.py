@@ -34,8 +34,16 @@ def test_node_knows_from_its_environment_which_of_two_it_is(engine, rank):
 
 
 TWO_BY_TWO = {**TWO_NODES, "gpus": 2, "env_vars": TWO}
-# Long enough to be hit in the middle.
-STEPS = {"max_steps": 30, "save_steps": 6, "per_device_train_batch_size": 2, "lora_dropout": 0.2}
+# Every weight, by DDP at its defaults: more than two ranks must be added up in the same order again. Long enough to be
+# hit in the middle.
+STEPS = {
+    "peft_method": "none",
+    "learning_rate": 1e-3,
+    "max_steps": 30,
+    "save_steps": 6,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+}
 
 
 @pytest.fixture

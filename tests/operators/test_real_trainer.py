@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operators.cluster import MODES, tune
+from tests.operators.cluster import tune
 
 # What differs from run to run, or by where it ran.
 VARYING = ("wall_s", "gpu_s", "tokens_per_s", "model_path", "config_sha256", "notices")
@@ -64,11 +64,10 @@ def test_sync_task_told_to_end_saves_and_its_retry_resumes(desk, many_steps):
     assert task.xcoms["return_value"]["resumed_from_step"] >= 5
 
 
-@MODES
-def test_pod_taken_away_saves_and_the_retry_resumes(desk, many_steps, deferrable):
+def test_pod_taken_away_saves_and_the_retry_resumes(desk, many_steps):
     from tests.kube import faults
 
-    run = desk.trainer(many_steps, deferrable=deferrable, retries=1, retry_delay=0.1)
+    run = desk.trainer(many_steps, deferrable=True, retries=1, retry_delay=0.1)
     wait_for_step(desk, run, 5)
     desk.kube.strike(desk.kube.pods()[0]["metadata"]["name"], faults.Preempted())
     outcome, task = tune(run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.trainer.here import train_here
 from tests.trainer.test_refusals import wait_for
-from trainer.checkpoints import CheckpointStore
+from trainer.checkpoints import CheckpointStore, checkpoint_step
 
 
 def weights(directory):
@@ -63,27 +62,25 @@ def test_sigterm_saves_and_the_next_attempt_ends_bit_equal(
     assert_bit_equal(weights(out), weights(undisturbed.out))
 
 
-def test_sigkill_at_random_points_ends_bit_equal(config, start_trainer, run_trainer, undisturbed, tmp_path):
+def test_parent_killed_at_a_random_point_takes_its_rank_along_and_the_end_is_bit_equal(
+    config, start_trainer, run_trainer, undisturbed, tmp_path
+):
+    """The newest checkpoint is damaged as well: the one before it is taken."""
     out = tmp_path / "out"
-    step = random.Random(time.time_ns()).randrange(3, 34)
+    step = random.Random(time.time_ns()).randrange(12, 34)
     run = start_trainer(config)
     wait_for(lambda: step_reached(out) >= step, poll_s=0.005)
-    os.killpg(rank_group(run.process.pid), signal.SIGKILL)
-    run.process.kill()
-    run.wait()
-    last = run_trainer(config)
-    assert last.result["attempt"] == 2
-    assert_bit_equal(weights(out), weights(undisturbed.out))
-
-
-def test_ranks_end_with_a_killed_parent(config, start_trainer, tmp_path):
-    args = {"accelerate_launch_args": {"num_processes": 2}}
-    run = start_trainer({**config, **args, "max_steps": 100_000}, SET_NUM_PROCESSES_TO_NUM_GPUS="False")
-    wait_for(lambda: step_reached(tmp_path / "out") >= 1)
     below = psutil.Process(run.process.pid).children(recursive=True)
     run.process.kill()
     run.process.wait()
     wait_for(lambda: not any(is_alive(process) for process in below), timeout_s=60)
+    newest = CheckpointStore(out).newest()
+    (newest / "optimizer.pt").unlink()
+    last = run_trainer(config)
+    assert f"Skipped {newest.name}: optimizer.pt is missing" in last.stderr
+    resumed_from = last.result["resumed_from_step"]
+    assert (last.result["attempt"], resumed_from) == (2, checkpoint_step(newest) - 5)
+    assert_bit_equal(weights(out), weights(undisturbed.out))
 
 
 def is_alive(process):
@@ -152,16 +149,6 @@ def left_by_another(undisturbed, tmp_path):
     for step in (10, 15, 20):
         shutil.copytree(undisturbed.out / f"checkpoint-{step}", out / f"checkpoint-{step}")
     return out
-
-
-def test_checkpoint_without_a_file_is_skipped_and_the_end_is_bit_equal(
-    config, left_by_another, run_trainer, undisturbed
-):
-    (left_by_another / "checkpoint-20" / "optimizer.pt").unlink()
-    run = run_trainer(config)
-    assert "Skipped checkpoint-20: optimizer.pt is missing" in run.stderr
-    assert run.result["resumed_from_step"] == 15
-    assert_bit_equal(weights(left_by_another), weights(undisturbed.out))
 
 
 def test_other_number_of_processes_resumes_and_says_what_that_changes(config, left_by_another, run_trainer):
