@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from airflow_provider_sft.contract.estimate import describe_bytes, estimate_run
 from airflow_provider_sft.contract.model_size import find_model_size, read_size_in_name
 from airflow_provider_sft.contract.settings import resolve_config
 from tests import tiny
+from tests.trainer.here import run_here, train_here
 
 GIB = 2**30
 # The seed's example for two GPUs.
@@ -156,7 +158,7 @@ def test_bytes_read_well(size_bytes, text):
     assert describe_bytes(size_bytes) == text
 
 
-# Against reality: one small run each, measured from outside.
+# Against reality: one small run each.
 
 _MEASURE = (
     "import resource, subprocess, sys; code = subprocess.call([sys.executable, '-P', '-m', 'trainer']);"
@@ -164,8 +166,8 @@ _MEASURE = (
 )
 
 
-class Measured:
-    """A real run of two steps: its last checkpoint, final model and the peak memory of its rank."""
+class Run:
+    """A real run of two steps: its last checkpoint and its final model."""
 
     def __init__(self, directory: Path, model_dir: Path, **keys) -> None:
         self.out = directory / "out"
@@ -183,9 +185,28 @@ class Measured:
             "generate_samples": 0,
             **keys,
         }
-        (directory / "config.json").write_text(json.dumps(self.config))
-        import os
+        self.run(directory)
+        self.estimate = estimate(self.config)
 
+    def run(self, directory: Path) -> None:
+        train_here(self.config, directory / "scratch")
+        result = run_here(self.config)  # which finds it trained, and does the rest
+        assert result["exit_code"] == 0, result
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        return _size(self.out / "checkpoint-2")
+
+    @property
+    def all_bytes(self) -> int:
+        return _size(self.out)
+
+
+class Measured(Run):
+    """In processes of its own, with the peak memory of its rank."""
+
+    def run(self, directory: Path) -> None:
+        (directory / "config.json").write_text(json.dumps(self.config))
         env = {
             **os.environ,
             "SFT_TRAINER_CONFIG_JSON_PATH": str(directory / "config.json"),
@@ -196,15 +217,6 @@ class Measured:
         )
         code, self.peak_bytes = map(int, done.stdout.split()[-2:])
         assert code == 0, done.stderr[-3000:]
-        self.estimate = estimate(self.config)
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        return _size(self.out / "checkpoint-2")
-
-    @property
-    def all_bytes(self) -> int:
-        return _size(self.out)
 
 
 def _size(directory: Path) -> int:
@@ -228,25 +240,22 @@ def model_dir(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory, model_dir):
-    return Measured(tmp_path_factory.mktemp("full"), model_dir, torch_dtype="float32")
+LORA = {"peft_method": "lora", "r": 64, "target_modules": ["all-linear"]}
 
 
-@pytest.fixture(scope="module")
-def bf16(tmp_path_factory, model_dir):
-    return Measured(tmp_path_factory.mktemp("bf16"), model_dir)
+@pytest.mark.parametrize("keys", [{"torch_dtype": "float32"}, LORA], ids=["full", "lora"])
+def test_run_takes_the_room_and_the_memory_that_was_estimated_and_little_more(tmp_path, model_dir, keys):
+    run = Measured(tmp_path, model_dir, **keys)
+    assert_room_is_as_estimated(run)
+    needed = run.estimate.host.size_bytes - 30 * 2**20  # the parent's share: what is measured is the rank
+    assert needed <= run.peak_bytes <= needed + 300 * 2**20, run.estimate.host.why
 
 
-@pytest.fixture(scope="module")
-def lora(tmp_path_factory, model_dir):
-    keys = {"peft_method": "lora", "r": 64, "target_modules": ["all-linear"]}
-    return Measured(tmp_path_factory.mktemp("lora"), model_dir, **keys)
+def test_run_in_bf16_takes_the_room_that_was_estimated_and_little_more(tmp_path, model_dir):
+    assert_room_is_as_estimated(Run(tmp_path, model_dir))
 
 
-@pytest.mark.parametrize("kind", ["full", "bf16", "lora"])
-def test_checkpoint_and_output_dir_take_what_was_estimated_and_little_more(request, kind):
-    run = request.getfixturevalue(kind)
+def assert_room_is_as_estimated(run: Run) -> None:
     assert (
         run.estimate.checkpoint.size_bytes
         <= run.checkpoint_bytes
@@ -254,13 +263,6 @@ def test_checkpoint_and_output_dir_take_what_was_estimated_and_little_more(reque
     )
     assert run.estimate.kept == 2
     assert run.estimate.storage.size_bytes <= run.all_bytes <= 1.05 * run.estimate.storage.size_bytes
-
-
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_peak_memory_is_at_least_the_estimate_and_within_three_hundred_mib(request, kind):
-    run = request.getfixturevalue(kind)
-    needed = run.estimate.host.size_bytes - 30 * 2**20  # the parent's share: what is measured is the rank
-    assert needed <= run.peak_bytes <= needed + 300 * 2**20, run.estimate.host.why
 
 
 # sft-config estimate

@@ -13,6 +13,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from airflow_provider_sft.contract.errors import ConfigError
+from tests.trainer.here import run_here, train_here
 from trainer.consensus import Consensus
 from trainer.controller.callback import ControllerCallback
 from trainer.controller.file import read_controller_plan
@@ -397,14 +398,15 @@ def test_the_file_is_read_without_torch(tmp_path):
     assert done.stdout.strip() == "False"
 
 
-def test_a_run_stops_early_saves_and_says_so(run_trainer, lora_config, tmp_path):
+def test_a_run_stops_early_saves_and_says_so(lora_config, tmp_path):
     text = LOSS_BELOW_1.replace('loss["loss"] < 1.0', 'loss["step"] >= 3').replace(
         "[hfcontrols.should_training_stop]", "[hfcontrols.should_save, hfcontrols.should_training_stop]"
     )
     config = {**lora_config, "trainer_controller_config_file": str(write(tmp_path, text))}
-    run = run_trainer(config)
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (run.result["status"], result["steps"], result["last_checkpoint_step"]) == ("succeeded", 3, 3)
+    train_here(config, tmp_path / "scratch")
+    result = run_here(config)  # which finds it trained, and does the rest
+    assert result == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["status"], result["steps"], result["last_checkpoint_step"]) == ("succeeded", 3, 3)
     assert any("ended training at step 3 of 8" in notice for notice in result["notices"])
 
 
@@ -423,13 +425,14 @@ controllers:
     assert (run.result["steps"], run.result["world_size"]) == (2, 2)
 
 
-def test_a_mistake_ends_the_run_before_the_model_loads(run_trainer, lora_config, tmp_path):
+def test_a_mistake_ends_the_run_before_the_model_loads(lora_config, tmp_path):
     config = {
         **lora_config,
         "trainer_controller_config_file": str(write(tmp_path, GOOD.replace("on_log", "on_logs"))),
     }
-    run = run_trainer(config, code=64)
-    assert run.result["reason"] == (
+    result = run_here(config)
+    assert result["exit_code"] == 64
+    assert result["reason"] == (
         "controller.yaml: controllers[0] (c): trigger 'on_logs' is no event. Did you mean 'on_log'?"
     )
     assert not (tmp_path / "out").exists()

@@ -30,11 +30,6 @@ def held_out(tmp_path):
     return tiny.write_tweets(tmp_path / "held-out.jsonl", rows=12, seed=9)
 
 
-def run_evaluate(*arguments) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "trainer.evaluate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 TEXT = ("--text-field", "output", "--response-template", "### Label:")
 
 
@@ -92,13 +87,23 @@ def test_limit_takes_the_first_rows(adapter, tiny_model_dir, held_out, capfd):
         ),
     ],
 )
-def test_wrong_argument_or_row_is_a_sentence_and_its_exit_code(held_out, tmp_path, arguments, code, sentence):
+def test_wrong_argument_or_row_is_a_sentence_and_its_exit_code(
+    held_out, tmp_path, capfd, caplog, arguments, code, sentence
+):
     (tmp_path / "empty.jsonl").touch()
     places = {"rows": held_out, "empty": tmp_path / "empty.jsonl"}
-    done = run_evaluate(*(argument.format(**places) for argument in arguments))
-    assert done.returncode == code, done.stderr
-    assert sentence.format(**places) in done.stderr
-    assert done.stdout == ""
+    assert main([argument.format(**places) for argument in arguments]) == code, caplog.text
+    said = capfd.readouterr()
+    assert sentence.format(**places) in caplog.text
+    assert said.out == ""
+    assert "Traceback" not in caplog.text + said.err
+
+
+def test_command_says_and_exits_as_main_does():
+    command = [sys.executable, "-P", "-m", "trainer.evaluate", "--model", "m", "--data", "/nowhere.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (66, "")
+    assert "/nowhere.jsonl" in done.stderr
     assert "Traceback" not in done.stderr
 
 

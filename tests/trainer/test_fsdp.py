@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from airflow_provider_sft.contract.errors import ConfigError
+from tests.trainer.here import train_here
 from tests.trainer.test_ranks import TWO
 from tests.trainer.test_resume import assert_bit_equal, weights
-from trainer.checkpoints import MANIFEST_FILE
+from trainer.checkpoints import MANIFEST_FILE, find_flaw
 
 FSDP_ON_CPU = """
 import os
@@ -104,13 +106,16 @@ def leave_checkpoint(directory, *, processes, optimizer="optimizer.pt", more=())
     return directory
 
 
-def test_checkpoint_of_fsdp_is_refused_by_a_run_without_it(lora_config, run_trainer, tmp_path):
+def test_checkpoint_of_fsdp_is_refused_by_a_run_without_it(lora_config, tmp_path):
     checkpoint = leave_checkpoint(
         tmp_path / "checkpoint-4", processes=2, optimizer="optimizer.bin", more=["pytorch_model_fsdp.bin"]
     )
-    run = run_trainer({**lora_config, "resume_from_checkpoint": str(checkpoint)}, code=64)
-    assert f"{checkpoint} was written by FSDP and this run does not use it" in run.result["reason"]
-    assert "'resume_from_checkpoint': false to start again" in run.result["reason"]
+    assert find_flaw(checkpoint) is None  # what the parent asks
+    config = {**lora_config, "resume_from_checkpoint": str(checkpoint)}
+    with pytest.raises(ConfigError) as refused:
+        train_here(config, tmp_path / "scratch", resume_from=checkpoint)
+    assert f"{checkpoint} was written by FSDP and this run does not use it" in refused.value.reason
+    assert "'resume_from_checkpoint': false to start again" in refused.value.reason
 
 
 def test_checkpoint_without_fsdp_is_refused_by_a_run_with_it(config, fsdp_env, run_trainer, tmp_path):

@@ -8,13 +8,16 @@ import socket
 import psutil
 import pytest
 
+from tests import tiny
 from tests.trainer.test_refusals import wait_for
 from tests.trainer.test_resume import assert_bit_equal, step_reached, weights
+from trainer.progress import read_history
 
 TWO = {"SET_NUM_PROCESSES_TO_NUM_GPUS": "False"}
 
 
 SENSITIVE = {"max_steps": 40, "save_steps": 5, "lora_dropout": 0.2}
+EVALUATES = {"eval_strategy": "steps", "eval_steps": 10}
 
 
 @pytest.fixture
@@ -29,7 +32,8 @@ def undisturbed_ranks(finish):
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         args = {"num_processes": 2, "main_process_port": busy.getsockname()[1]}
-        return finish("two-ranks", env=TWO, accelerate_launch_args=args, **SENSITIVE)
+        keys = {"accelerate_launch_args": args, **SENSITIVE, **EVALUATES}
+        return finish("two-ranks", env=TWO, evaluates=True, **keys)
 
 
 def test_busy_rendezvous_port_is_passed_by(undisturbed_ranks):
@@ -47,13 +51,18 @@ def rank_process(parent_pid: int, rank: int) -> psutil.Process:
 def test_sigterm_to_two_ranks_saves_once_and_resumes_bit_equal(
     two_ranks, start_trainer, run_trainer, undisturbed_ranks, tmp_path
 ):
+    """It comes when an evaluation has begun that takes a while; a little later is as good."""
+    held_out = tiny.write_tweets(tmp_path / "held-out.jsonl", rows=400, seed=9)
+    two_ranks |= {**EVALUATES, "validation_data_path": str(held_out)}
     first = start_trainer(two_ranks, **TWO)
-    wait_for(lambda: step_reached(tmp_path / "out") >= 7)
+    wait_for(lambda: step_reached(tmp_path / "out") >= 10, poll_s=0.002)
     first.process.send_signal(signal.SIGTERM)
     assert first.wait() == 206, first.stderr[-3000:]
     stopped_at = first.result["last_checkpoint_step"]
     second = run_trainer(two_ranks, **TWO)
     assert second.result["resumed_from_step"] == stopped_at
+    evaluated = [entry["step"] for entry in read_history(tmp_path / "out") if "eval_loss" in entry]
+    assert evaluated == [10, 20, 30, 40]
     assert_bit_equal(weights(tmp_path / "out"), weights(undisturbed_ranks.out))
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.trainer.test_refusals import wait_for
+from tests.trainer.here import run_here
 from trainer.scratch import clear_scratch_of_the_dead, private_scratch
 
 HOLD = "from trainer.scratch import private_scratch as p; import time\nwith p() as s: print(s, flush=True); time.sleep(60)"
@@ -81,15 +80,10 @@ def test_directory_of_another_user_stays(temporary):
 
 
 def test_run_after_a_killed_one_leaves_nothing_in_the_temporary_directory(
-    start_trainer, lora_config, tmp_path
+    lora_config, temporary, holder, tmp_path
 ):
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    killed = start_trainer({**lora_config, "max_steps": 100_000}, TMPDIR=str(temporary))
-    wait_for(lambda: any(temporary.glob("sft-run-*")), poll_s=0.01)
-    killed.process.kill()
-    killed.wait()
+    holder.kill()
+    holder.wait()
     assert any(temporary.glob("sft-run-*"))
-    time.sleep(1)  # its rank, if it had one, ends as well
-    start_trainer({**lora_config, "training_data_path": "/nowhere"}, TMPDIR=str(temporary)).wait()
+    assert run_here({**lora_config, "training_data_path": "/nowhere"})["exit_code"] == 66
     assert not any(temporary.glob("sft-*"))

@@ -16,11 +16,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from airflow_provider_sft.contract.errors import InterruptedRunError
 from airflow_provider_sft.contract.settings import resolve_config
 from tests import tiny
-from tests.conftest import TrainerRun
+from tests.trainer.here import run_here, train_here
+from tests.trainer.test_interrupted_evaluation import ComesAt
+from trainer.checkpoints import CheckpointStore
 from trainer.tracker_settings import chosen_trackers, tracker_environment
 from trainer.trackers import build_trackers
 
@@ -45,11 +49,14 @@ def free_port() -> int:
 
 
 class MLflowServer:
-    """`mlflow server` on loopback, and its REST API."""
+    """`mlflow server` on loopback, and its REST API.
+
+    :param directory: of its store, which several servers may share
+    """
 
     def __init__(self, directory: Path) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
-        self.log = directory / "server.log"
+        self.log = directory / f"server-{os.getpid()}.log"
         argv = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2],
             "--backend-store-uri", f"sqlite:///{directory}/mlflow.db", "--workers", "1",
@@ -92,13 +99,19 @@ class MLflowServer:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = MLflowServer(tmp_path_factory.mktemp("mlflow"))
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.stop()
+def server(shared_dir):
+    """One for each worker of the test run; they share a store, and so the runs in it."""
+    directory = shared_dir / "mlflow"
+    with FileLock(shared_dir / "mlflow.lock"):
+        directory.mkdir(exist_ok=True)
+        server = MLflowServer(directory)
+        try:
+            server.wait()
+        except TimeoutError:
+            server.stop()
+            raise
+    yield server
+    server.stop()
 
 
 def run_config(directory: Path, model_dir: Path, **keys) -> dict:
@@ -107,12 +120,12 @@ def run_config(directory: Path, model_dir: Path, **keys) -> dict:
 
 
 @pytest.fixture(scope="module")
-def tracked(server, tiny_model_dir, tmp_path_factory):
+def tracked(finish, server):
     """One run of four steps that tells every tracker at once."""
-    directory = tmp_path_factory.mktemp("tracked")
-    config = run_config(
-        directory,
-        tiny_model_dir,
+    return finish(
+        "tracked",
+        max_steps=4,
+        report=False,
         trackers=["tensorboard", "mlflow"],
         mlflow_tracking_uri=server.url,
         mlflow_experiment="tweets",
@@ -121,11 +134,6 @@ def tracked(server, tiny_model_dir, tmp_path_factory):
         training_logs_filename="curve.jsonl",
         save_strategy="no",
     )
-    run = TrainerRun(config, {}, directory / "termination.log")
-    assert run.wait() == 0, run.stderr[-4000:]
-    run.out, run.directory = directory / "out", directory
-    run.losses = [progress["loss"] for progress in run.progress]
-    return run
 
 
 @needs("mlflow")
@@ -148,7 +156,8 @@ def test_mlflow_tracker_json_leads_to_the_run(tracked, server):
     described = json.loads((tracked.out / "mlflow_tracker.json").read_text())
     [run] = server.runs_of("tweets")
     info = run["info"]
-    assert described["run_uri"] == f"{server.url}/#/experiments/{info['experiment_id']}/runs/{info['run_id']}"
+    url = tracked.config["mlflow_tracking_uri"]
+    assert described["run_uri"] == f"{url}/#/experiments/{info['experiment_id']}/runs/{info['run_id']}"
     assert described["run_name"] == "first-run"
 
 
@@ -162,7 +171,8 @@ def test_tensorboard_files_hold_the_curve(tracked):
     events.Reload()
     scalars = events.Scalars("train/loss")
     assert [scalar.step for scalar in scalars] == [1, 2, 3, 4]
-    assert [scalar.value for scalar in scalars] == pytest.approx(tracked.losses, rel=1e-4)
+    losses = [progress["loss"] for progress in tracked.progress]
+    assert [scalar.value for scalar in scalars] == pytest.approx(losses, rel=1e-4)
     assert "experiment_metadata/text_summary" in events.Tags()["tensors"]
 
 
@@ -176,8 +186,22 @@ def test_file_logger_writes_the_peers_lines_into_the_file_asked_for(tracked):
     assert not (tracked.out / "training_logs.jsonl").exists()
 
 
+@pytest.fixture
+def attempt(monkeypatch, tmp_path):
+    """A rank in this process, with what the parent puts into the environment of its rank."""
+
+    def attempt(config: dict, **kwargs: object) -> dict:
+        with monkeypatch.context() as patch:
+            given = tracker_environment(resolve_config(config), os.environ, Path(config["output_dir"]))
+            for name, value in given.items():
+                patch.setenv(name, value)
+            return train_here(config, tmp_path / "scratch", **kwargs)
+
+    return attempt
+
+
 @needs("mlflow")
-def test_a_retry_goes_on_in_the_same_mlflow_run(server, tiny_model_dir, tmp_path, start_trainer):
+def test_a_retry_goes_on_in_the_same_mlflow_run(server, tiny_model_dir, tmp_path, attempt):
     config = run_config(
         tmp_path,
         tiny_model_dir,
@@ -186,26 +210,25 @@ def test_a_retry_goes_on_in_the_same_mlflow_run(server, tiny_model_dir, tmp_path
         experiment="retried",
         max_steps=60,
     )
-    first = start_trainer(config)
-    progress_file = tmp_path / "out" / "progress.json"
-    while first.process.poll() is None and not progress_file.exists():
-        time.sleep(0.05)
-    first.process.send_signal(signal.SIGTERM)
-    assert first.wait() == 206, first.stderr[-4000:]
-    second = start_trainer(config)
-    assert second.wait() == 0, second.stderr[-4000:]
+    with pytest.raises(InterruptedRunError, match="at step 7 and saved"):
+        attempt(config, stop=ComesAt(8))  # it looks after a step, and after the save at step 4
+    attempt(config, resume_from=CheckpointStore(tmp_path / "out").newest_valid(pytest.fail))
     [run] = server.runs_of("retried")
     assert server.steps_of(run, "loss") == list(range(1, 61))
 
 
 @needs("mlflow")
-def test_a_server_that_cannot_be_reached_is_a_sentence_in_the_result(run_trainer, tiny_model_dir, tmp_path):
+def test_a_server_that_cannot_be_reached_is_a_sentence_in_the_result(
+    attempt, tiny_model_dir, tmp_path, caplog
+):
     url = f"http://127.0.0.1:{free_port()}"
     config = run_config(tmp_path, tiny_model_dir, trackers=["mlflow"], mlflow_tracking_uri=url)
-    run = run_trainer(config)
+    attempt(config)
+    result = run_here(config)  # which finds it trained, and does the rest
     sentence = f"Tracker 'mlflow' got nothing: {url} cannot be reached. The run went on without it."
-    assert sentence in run.result["notices"]
-    assert sentence in run.stderr
+    assert (result["exit_code"], result["steps"]) == (0, 4)
+    assert sentence in result["notices"]
+    assert sentence in caplog.messages
 
 
 @pytest.fixture(autouse=True)
@@ -215,6 +238,7 @@ def no_active_run_is_left(monkeypatch):
     if (mlflow := sys.modules.get("mlflow")) is not None:
         with contextlib.suppress(Exception):
             mlflow.end_run()
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # MLflow sets it for processes that are started next
 
 
 class Bench:
