@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 
+from airflow_provider_sft.contract.errors import SFTError
 from tests.trainer.here import train_here
 from trainer.failures import classify
 
@@ -35,28 +37,37 @@ def hub():
     server.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("status", "error_code", "code", "sentence"),
-    [
-        (403, "GatedRepo", 77, "Access to 'org/model' is denied by the Hub"),
-        (404, "RepoNotFound", 66, "'org/model' is neither a directory nor on the Hub."),
-    ],
-)
-def test_model_that_the_hub_does_not_give_has_its_exit_code(
-    run_trainer, lora_config, tmp_path, hub, status, error_code, code, sentence
-):
-    hub.status, hub.headers = status, {"X-Error-Code": error_code}
+@pytest.fixture
+def config(lora_config):
+    return {**lora_config, "model_name_or_path": "org/model"}
+
+
+def test_model_that_the_hub_does_not_give_has_its_exit_code(run_trainer, config, tmp_path, hub):
+    hub.status, hub.headers = 403, {"X-Error-Code": "GatedRepo"}
     env = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "hf")}
-    run = run_trainer(
-        {**lora_config, "model_name_or_path": "org/model"}, code=code, HF_HUB_OFFLINE="0", **env
-    )
-    assert run.result["reason"].startswith(sentence)
+    run = run_trainer(config, code=77, HF_HUB_OFFLINE="0", **env)
+    assert run.result["reason"].startswith("Access to 'org/model' is denied by the Hub")
 
 
-def test_model_of_the_hub_without_a_network_is_200(lora_config, tmp_path, monkeypatch):
+def test_model_that_is_not_on_the_hub_is_66(config, tmp_path, hub, monkeypatch):
+    hub.headers = {"X-Error-Code": "RepoNotFound"}
+    template = f"http://127.0.0.1:{hub.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    failure = fail(config, tmp_path)
+    assert failure.exit_code == 66
+    assert failure.reason.startswith("'org/model' is neither a directory nor on the Hub.")
+
+
+def fail(config: dict, tmp_path: Path) -> SFTError:
+    """What the rank reports of the library's error."""
+    with pytest.raises(OSError, match="Hub|huggingface|hf") as raised:
+        train_here(config, tmp_path / "scratch")
+    return classify(raised.value, model="org/model")
+
+
+def test_model_of_the_hub_without_a_network_is_200(config, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="in the cached files") as raised:
-        train_here({**lora_config, "model_name_or_path": "org/model"}, tmp_path / "scratch")
-    failure = classify(raised.value, model="org/model")
+    failure = fail(config, tmp_path)
     assert failure.exit_code == 200
     assert failure.reason == "'org/model' is no local directory and the Hub cannot be reached."

@@ -69,13 +69,3 @@ def test_code_of_a_model_runs_with_leave_and_trust(run_trainer, own_config, tmp_
     run = run_trainer({**own_config, "trust_remote_code": True}, **env)
     assert (run.result["model_kind"], run.result["steps"]) == ("adapter", 2)
     assert (tmp_path / "mark").exists()
-
-
-def test_full_tuning_of_a_model_that_freezes_itself_ends_65_before_step_1(run_trainer, own_config, tmp_path):
-    env = {"MARK": str(tmp_path / "mark"), "SFT_ALLOW_REMOTE_CODE": "true", "HF_HOME": str(tmp_path / "hf")}
-    config = {**own_config, "peft_method": "none", "trust_remote_code": True}
-    del config["target_modules"]
-    run = run_trainer(config, code=65, **env)
-    assert "Nothing would be trained: peft_method is not set and every weight" in run.result["reason"]
-    assert run.progress == []
-    assert not (tmp_path / "out" / ".complete").exists()

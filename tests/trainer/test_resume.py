@@ -42,9 +42,7 @@ def step_reached(out):
         return 0
 
 
-def test_sigterm_saves_and_the_next_attempt_ends_bit_equal(
-    config, start_trainer, run_trainer, undisturbed, tmp_path
-):
+def test_sigterm_saves_and_the_next_attempt_ends_bit_equal(config, start_trainer, undisturbed, tmp_path):
     out = tmp_path / "out"
     first = start_trainer(config)
     wait_for(lambda: step_reached(out) >= 7)
@@ -55,10 +53,9 @@ def test_sigterm_saves_and_the_next_attempt_ends_bit_equal(
     assert stopped_at == first.result["steps"]
     assert not (out / ".complete").exists()
 
-    second = run_trainer(config)
-    assert f"Attempt 2 resumes from checkpoint-{stopped_at}." in second.stderr
-    assert second.progress[0]["step"] == stopped_at + 1
-    assert (second.result["resumed_from_step"], second.result["attempt"]) == (stopped_at, 2)
+    newest = CheckpointStore(out).newest_valid(pytest.fail)
+    assert newest.name == f"checkpoint-{stopped_at}"
+    train_here(config, tmp_path / "scratch", resume_from=newest)
     assert_bit_equal(weights(out), weights(undisturbed.out))
 
 
@@ -79,6 +76,8 @@ def test_parent_killed_at_a_random_point_takes_its_rank_along_and_the_end_is_bit
     last = run_trainer(config)
     assert f"Skipped {newest.name}: optimizer.pt is missing" in last.stderr
     resumed_from = last.result["resumed_from_step"]
+    assert f"Attempt 2 resumes from checkpoint-{resumed_from}." in last.stderr
+    assert last.progress[0]["step"] == resumed_from + 1
     assert (last.result["attempt"], resumed_from) == (2, checkpoint_step(newest) - 5)
     assert_bit_equal(weights(out), weights(undisturbed.out))
 

@@ -27,6 +27,7 @@ def endless(lora_config):
 
 
 SIGNS = {
+    ".sft.lock.json": "the parent has the directory",
     "attempts.jsonl": "a rank is started",
     ".sft.prepared": "a rank prepares rows",
     ".sft.statistics.json": "a rank loads the model",
