@@ -9,7 +9,8 @@ from pathlib import Path
 from airflow_provider_sft.contract.names import REPORT_FILE
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings
-from trainer.run_dir import PREPARED_DIR
+from trainer.files import read_json
+from trainer.run_dir import PREPARED_DIR, SAMPLES_FILE
 from trainer.trained import Trained
 
 log = logging.getLogger("trainer")
@@ -52,6 +53,12 @@ def _export(settings: Settings, output_dir: Path, result: Result) -> None:
 def _write_report(settings: Settings, output_dir: Path, result: Result) -> None:
     from trainer.report import write_report
 
+    if any(
+        "after" not in sample for sample in (read_json(output_dir / SAMPLES_FILE) or {}).get("samples", [])
+    ):
+        result["notices"].append(
+            f"{REPORT_FILE} lacks the tuned model's answers: the run was interrupted before."
+        )
     try:
         log.info("Report: %s", write_report(output_dir, settings, result))
     except Exception as error:

@@ -36,7 +36,7 @@ def sample_before(
 def sample_after(
     model: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings, output_dir: Path
 ) -> None:
-    """Ask the tuned model the same."""
+    """Ask the tuned model the same. An attempt that is interrupted before has no time for it, and the report says so."""
     if not _is_asked(settings):
         return
     samples = (read_json(output_dir / SAMPLES_FILE) or {}).get("samples", [])

@@ -100,10 +100,11 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
 
     engine.check_weights()
     files = save_final(engine, Path(order.model_dir), new_rows=new_rows)
-    sample_after(engine.model, tokenizer, settings, output_dir)
     facts = describe_training(engine, order, data.statistics)
     if engine.is_world_process_zero():
         Trained(order.model_dir, files, facts, channel.notices()).write(output_dir)
+    if not stop.received:
+        sample_after(engine.model, tokenizer, settings, output_dir)
     return facts
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.trainer.here import run_here, train_here
 from tests.trainer.test_refusals import wait_for
+from trainer.consensus import StopSignal
 from trainer.files import sha256_file
 from trainer.lock import RECORD_FILE
 from trainer.stop import StopRequest
@@ -111,6 +112,17 @@ def test_trained_model_that_was_damaged_since_is_not_taken(trained):
     assert said == [
         f"The trained model in {trained} cannot be used: adapter_model.safetensors is damaged (its digest differs)."
     ]
+
+
+def test_report_of_a_run_that_was_interrupted_before_its_samples_says_so(config, tmp_path):
+    config |= {"generate_samples": 2}
+    stop = StopSignal()
+    stop.received = True  # it comes after the last step: there is no other at which the callback looks
+    train_here({**config, "max_steps": 1}, tmp_path / "scratch", stop=stop)
+    result = run_here({**config, "max_steps": 1})
+    assert result["exit_code"] == 0
+    assert "report.html lacks the tuned model's answers: the run was interrupted before." in result["notices"]
+    assert (tmp_path / "out" / "report.html").read_text().count("not asked: the run was interrupted") == 2
 
 
 def test_attempt_that_names_a_checkpoint_does_not_take_the_trained_model(config, trained):
