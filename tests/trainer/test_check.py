@@ -13,13 +13,15 @@ from trainer.__main__ import dispatch
 
 def run_trainer_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "trainer", *arguments]
-    env = {**os.environ, **env}
+    # Measuring coverage would import before the trainer does.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")} | env
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
 def checked() -> subprocess.CompletedProcess[str]:
-    return run_trainer_command("check")
+    """It says on stderr what it imports, one after the other."""
+    return run_trainer_command("check", PYTHONPROFILEIMPORTTIME="1")
 
 
 def test_check_of_a_whole_environment_ends_with_zero(checked):
@@ -45,3 +47,13 @@ def test_argument_that_nobody_takes_is_refused_with_what_to_do(capsys):
     said = capsys.readouterr().err
     assert "Unknown arguments 'bash'" in said
     assert "--entrypoint bash" in said
+
+
+def test_handler_of_signals_stands_before_anything_else_is_imported(checked):
+    """Until then SIGTERM ends Python as it ends any process: the window is the interpreter's own start."""
+    loaded = [
+        line.rsplit("|", 1)[1].strip() for line in checked.stderr.splitlines() if "import time:" in line
+    ]
+    before = set(loaded[: loaded.index("trainer.stop")])
+    assert not before & {"logging", "json", "trainer.parent", "airflow_provider_sft.contract.codec", "yaml"}
+    assert {"logging", "json", "trainer.parent"} <= set(loaded)

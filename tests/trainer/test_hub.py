@@ -42,21 +42,23 @@ def config(lora_config):
     return {**lora_config, "model_name_or_path": "org/model"}
 
 
-def test_model_that_the_hub_does_not_give_has_its_exit_code(run_trainer, config, tmp_path, hub):
-    hub.status, hub.headers = 403, {"X-Error-Code": "GatedRepo"}
-    env = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "hf")}
-    run = run_trainer(config, code=77, HF_HUB_OFFLINE="0", **env)
-    assert run.result["reason"].startswith("Access to 'org/model' is denied by the Hub")
-
-
-def test_model_that_is_not_on_the_hub_is_66(config, tmp_path, hub, monkeypatch):
-    hub.headers = {"X-Error-Code": "RepoNotFound"}
+@pytest.mark.parametrize(
+    ("status", "error_code", "code", "sentence"),
+    [
+        (403, "GatedRepo", 77, "Access to 'org/model' is denied by the Hub"),
+        (404, "RepoNotFound", 66, "'org/model' is neither a directory nor on the Hub."),
+    ],
+)
+def test_model_that_the_hub_does_not_give_has_its_exit_code(
+    config, tmp_path, hub, monkeypatch, status, error_code, code, sentence
+):
+    hub.status, hub.headers = status, {"X-Error-Code": error_code}
     template = f"http://127.0.0.1:{hub.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     failure = fail(config, tmp_path)
-    assert failure.exit_code == 66
-    assert failure.reason.startswith("'org/model' is neither a directory nor on the Hub.")
+    assert failure.exit_code == code
+    assert failure.reason.startswith(sentence)
 
 
 def fail(config: dict, tmp_path: Path) -> SFTError:

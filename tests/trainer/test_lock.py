@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,13 +30,24 @@ def take(directory):
     return RunLock(directory, "mine", on_lost=lambda: None)
 
 
+@contextlib.contextmanager
+def holding(directory):
+    """A living process that holds the lock, as its parent does while a run lasts."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
+    with holding(tmp_path) as process:
+        yield process
 
 
 def test_lock_held_by_a_living_run_is_refused_naming_it(tmp_path, holder):

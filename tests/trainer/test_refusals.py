@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError, DivergedError
 from tests.trainer.here import run_here, train_here
+from tests.trainer.test_lock import holding
 
 
 def test_wrong_config_ends_64_without_importing_torch(tmp_path, lora_config):
@@ -93,14 +93,12 @@ def test_weights_of_nan_end_68_at_step_1(lora_config, tiny_model_dir, tmp_path):
         train_here({**lora_config, "model_name_or_path": str(tmp_path / "nan")}, tmp_path / "scratch")
 
 
-def test_second_run_on_a_living_runs_directory_ends_207(start_trainer, lora_config, tmp_path):
-    first = start_trainer({**lora_config, "max_steps": 100_000, "save_strategy": "no"}, SFT_RUN_ID="a")
-    wait_for((tmp_path / "out" / ".sft.lock.json").exists)
-    second = run_here(lora_config, SFT_RUN_ID="b")
-    assert second["exit_code"] == 207
-    assert "is held by another run (a)" in second["reason"]
-    first.process.send_signal(signal.SIGTERM)
-    assert first.wait() == 206
+def test_second_run_on_a_living_runs_directory_ends_207(lora_config, tmp_path):
+    (tmp_path / "out").mkdir()
+    with holding(tmp_path / "out"):
+        result = run_here(lora_config)
+    assert result["exit_code"] == 207
+    assert "is held by another run (dag/run/task/-1)" in result["reason"]
 
 
 def test_read_only_output_is_refused_before_the_model_loads(lora_config):
