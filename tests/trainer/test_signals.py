@@ -36,7 +36,10 @@ def test_sigterm_before_the_first_step_is_206_and_never_a_success(start_trainer,
     sign = random.choice(list(SIGNS))
     run = start_trainer(lora_config)
     wait_for(lambda: catches_sigterm(run.process.pid), poll_s=0.001)
-    wait_for((tmp_path / "out" / sign).exists, poll_s=0.002) if sign else time.sleep(random.uniform(0, 0.2))
+    if sign:
+        wait_for((tmp_path / "out" / sign).exists, poll_s=0.002)
+    else:
+        time.sleep(random.uniform(0, 0.2))
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 206, SIGNS[sign]
     assert run.result["status"] == "interrupted"
