@@ -2,7 +2,8 @@
 
 TrainingFailure
 ├── PermanentFailure (no retry): Config, Data, NotFound, Diverged, Export, AccessDenied, StorageFull, Memory, Launch
-└── RetryableFailure (the retry resumes): Transient, Internal, LostRank, Hang, Interrupted, Locked
+└── RetryableFailure (the retry resumes): Transient, Internal, LostRank, Hang, Interrupted, Locked,
+    AcceleratorsMissing
 """
 
 from __future__ import annotations
@@ -108,6 +109,10 @@ class LockedFailure(RetryableFailure):
     """Another run holds output_dir."""
 
 
+class AcceleratorsMissingFailure(RetryableFailure):
+    """The pod sees fewer GPUs than it requested."""
+
+
 FAILURES: dict[ExitCode, type[TrainingFailure]] = {
     ExitCode.CONFIG: ConfigFailure,
     ExitCode.DATA: DataFailure,
@@ -123,6 +128,7 @@ FAILURES: dict[ExitCode, type[TrainingFailure]] = {
     ExitCode.HANG: HangFailure,
     ExitCode.INTERRUPTED: InterruptedFailure,
     ExitCode.LOCKED: LockedFailure,
+    ExitCode.ACCELERATORS_MISSING: AcceleratorsMissingFailure,
 }
 
 

@@ -15,6 +15,7 @@ from airflow.providers.cncf.kubernetes.backcompat.backwards_compat_converters im
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from kubernetes.client import models as k8s
 
+from airflow_provider_sft.contract.names import EXPECTED_GPUS_ENV_VAR
 from airflow_provider_sft.failures import LaunchFailure
 from airflow_provider_sft.pod_outcome import to_plain
 from airflow_provider_sft.volumes import Mount, make_model
@@ -52,11 +53,12 @@ def lay_under(operator: Any, needs: PodNeeds) -> None:
     written = _written_pod(operator)
     spec = written.spec if written and written.spec else make_model(k8s.V1PodSpec, containers=[])
     container = spec.containers[0] if spec.containers else make_model(k8s.V1Container, name="")
-    _fill_metadata(operator, needs, written)
-    _fill_env(operator, needs, container)
-    _fill_volumes(operator, needs, container)
     resources = [build_resources(needs), container.resources, operator.container_resources]
     operator.container_resources = _overlay_resources(resources)
+    expected = count_expected_gpus(needs.gpu_resource, operator.container_resources.limits)
+    _fill_metadata(operator, needs, written)
+    _fill_env(operator, {**needs.env, **expected}, container)
+    _fill_volumes(operator, needs, container)
     operator.tolerations = [*(spec.tolerations or []), *_tolerations(needs), *operator.tolerations]
     operator.security_context = _overlay(_POD_SECURITY, spec.security_context, operator.security_context)
     operator.container_security_context = _overlay(
@@ -77,6 +79,19 @@ def build_resources(needs: PodNeeds) -> k8s.V1ResourceRequirements:
         # Extended resources cannot be overcommitted: the request follows the limit.
         limits[needs.gpu_resource] = str(needs.gpus)
     return make_model(k8s.V1ResourceRequirements, requests=requests, limits=limits)
+
+
+def count_expected_gpus(gpu_resource: str, limits: Mapping[str, Any]) -> dict[str, str]:
+    """The variable by which the trainer knows how many GPUs its pod has requested; empty for a pod on the CPU.
+
+    A unit of `nvidia.com/gpu` or `amd.com/gpu` is a device. A process sees one MIG slice whatever was requested, and
+    other resources count memory or shares of a device: one device at least.
+    """
+    quantity = str(limits.get(gpu_resource, "0"))
+    units = int(quantity) if quantity.isdecimal() else 1
+    if not units:
+        return {}
+    return {EXPECTED_GPUS_ENV_VAR: str(units) if gpu_resource.endswith("/gpu") else "1"}
 
 
 def split_figure(resource: str, figure: str) -> tuple[str, str]:
@@ -115,13 +130,11 @@ def _fill_metadata(operator: Any, needs: PodNeeds, written: k8s.V1Pod | None) ->
     }
 
 
-def _fill_env(operator: Any, needs: PodNeeds, container: k8s.V1Container) -> None:
+def _fill_env(operator: Any, env: Mapping[str, str], container: k8s.V1Container) -> None:
     users = convert_env_vars_or_raise_error(operator.env_vars) if operator.env_vars else []
     taken = {variable.name for variable in [*users, *(container.env or [])]}
     ours = [
-        make_model(k8s.V1EnvVar, name=name, value=value)
-        for name, value in needs.env.items()
-        if name not in taken
+        make_model(k8s.V1EnvVar, name=name, value=value) for name, value in env.items() if name not in taken
     ]
     operator.env_vars = [*ours, *users]  # a new list: the parent appends to it
 

@@ -23,6 +23,8 @@ from trainer.nodes import Nodes, read_nodes
 
 DEFAULT_FSDP_FILE = Path(__file__).with_name("fsdp.yaml")
 RANK_MODULE = "trainer.train"
+# What the driver counted, for a rank whose torch may be able to use fewer.
+COUNTED_GPUS_ENV_VAR = "SFT_COUNTED_GPUS"
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 # What a log is for; the user's environment wins.
 _RANK_DEFAULTS = {
@@ -66,7 +68,7 @@ def plan_launch(
 ) -> Launch:
     """
     :param args: `accelerate_launch_args`, validated
-    :param gpus: visible to this node (`devices.count_gpus`)
+    :param gpus: visible to this node (`devices.find_gpus`)
     :param scratch_dir: where a config file is written when a switch of it is turned off
     :raises ConfigError: numbers that contradict each other, FSDP without a GPU
     :raises NotFoundError: `config_file` does not exist
@@ -285,4 +287,5 @@ def rank_environment(launch: Launch, environ: Mapping[str, str], scratch_dir: Pa
         # Sharded checkpoints hold pickles that torch would load without `weights_only`.
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
         SCRATCH_ENV_VAR: os.fspath(scratch_dir),
+        COUNTED_GPUS_ENV_VAR: str(launch.gpus),
     }

@@ -23,7 +23,7 @@ from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings, resolve_config
 from trainer.checkpoints import CheckpointStore, checkpoint_step, find_flaw
 from trainer.data.files import digest_data, locate_data
-from trainer.devices import count_gpus
+from trainer.devices import find_gpus
 from trainer.failures import classify
 from trainer.files import read_json
 from trainer.finish import finish_run
@@ -137,15 +137,7 @@ class Attempt:
         return result
 
     def _plan(self) -> Launch:
-        launch = plan_launch(
-            self.settings.values.get("accelerate_launch_args") or {},
-            self.environ,
-            gpus=count_gpus(self.environ),
-            scratch_dir=self.scratch_dir,
-        )
-        for notice in launch.notices:
-            log.warning("%s", notice)
-        return launch
+        return _plan_with_gpus(self.settings, self.environ, self.scratch_dir, warn=self._warn)
 
     def _warn(self, sentence: str) -> None:
         log.warning("%s", sentence)
@@ -260,6 +252,21 @@ def _supervise(
     return Supervisor(launch, env, channel, stop, hang_timeout_s).run()
 
 
+def _plan_with_gpus(
+    settings: Settings, environ: Mapping[str, str], scratch_dir: Path, *, warn: Callable[[str], None]
+) -> Launch:
+    """:raises AcceleratorsMissingError: fewer GPUs are visible than were requested"""
+    args = settings.values.get("accelerate_launch_args") or {}
+    wants_cpu = bool(settings.values.get("use_cpu") or args.get("cpu"))
+    gpus, doubts = find_gpus(environ, wants_cpu=wants_cpu)
+    launch = plan_launch(args, environ, gpus=gpus, scratch_dir=scratch_dir)
+    for doubt in doubts:
+        warn(doubt)
+    for notice in launch.notices:
+        log.warning("%s", notice)
+    return launch
+
+
 def _find_over(run_dir: RunDir, identity: RunIdentity, settings: Settings) -> str | None:
     """Why a node other than the first has nothing to do: node 0 finds the same, and starts no rank to meet."""
     with contextlib.suppress(ConfigError):  # another run's: node 0 says so, or makes room
@@ -274,12 +281,7 @@ def _help_node_zero(
     config: Config, settings: Settings, environ: Mapping[str, str], scratch_dir: Path, stop: StopRequest
 ) -> Result:
     """A node other than the first: it runs its ranks; node 0 locks, exports, reports and writes the result."""
-    launch = plan_launch(
-        settings.values.get("accelerate_launch_args") or {},
-        environ,
-        gpus=count_gpus(environ),
-        scratch_dir=scratch_dir,
-    )
+    launch = _plan_with_gpus(settings, environ, scratch_dir, warn=log.warning)
     output_dir = str(settings.values["output_dir"])
     model_dir = str(settings.values.get("save_model_dir") or output_dir)
     # Rank 0 tells the other ranks where to resume: what node 0 found whole counts.

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError
 from airflow_provider_sft.contract.names import LOG_LEVEL_ENV_VAR
 from airflow_provider_sft.contract.settings import Settings, resolve_config
-from trainer.accelerator import take_accelerator
+from trainer.accelerator import refuse_missing_gpus, take_accelerator
 from trainer.activation import check_invocation
 from trainer.arguments import build_training_args, effective_distributed
 from trainer.attention import choose_attention
@@ -51,6 +51,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     settings = resolve_config(order.config)
     output_dir = Path(order.output_dir)
 
+    refuse_missing_gpus(wants_cpu=bool(settings.values.get("use_cpu")), say=channel.notice)
     args = build_training_args(settings, order)  # joins the other ranks
     resume_from = share_from_rank_zero(order.resume_from)
     loaded = load_tokenizer(settings)

@@ -3,7 +3,7 @@
 SFTError
 ├── ConfigError 64 · DataError 65 · NotFoundError 66 · DivergedError 68 · ExportError 69 · AccessDeniedError 77
 └── TransientError 200 · StorageFullError 201 · MemoryExhaustedError 202 · InternalError 203 · LostRankError 204
-    HangError 205 · InterruptedRunError 206 · LockedError 207
+    HangError 205 · InterruptedRunError 206 · LockedError 207 · AcceleratorsMissingError 208
 """
 
 from __future__ import annotations
@@ -82,3 +82,7 @@ class InterruptedRunError(SFTError):
 
 class LockedError(SFTError):
     exit_code = ExitCode.LOCKED
+
+
+class AcceleratorsMissingError(SFTError):
+    exit_code = ExitCode.ACCELERATORS_MISSING

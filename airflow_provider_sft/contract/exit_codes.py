@@ -36,6 +36,7 @@ class ExitCode(enum.IntEnum):
     HANG = 205
     INTERRUPTED = 206
     LOCKED = 207
+    ACCELERATORS_MISSING = 208
 
     @property
     def action(self) -> Action:
@@ -66,4 +67,8 @@ _ADVICE = {
     ExitCode.HANG: "The retry resumes; raise hang_timeout_s if a step really takes that long.",
     ExitCode.INTERRUPTED: "Nothing to do: the retry resumes from the saved checkpoint.",
     ExitCode.LOCKED: "Give each run its own output_dir, or wait for the other run to end.",
+    ExitCode.ACCELERATORS_MISSING: (
+        "The retry may get another node. If it comes back, check the node's GPU driver and device plugin, the pod's "
+        "runtimeClassName and that the image is the one for GPUs; gpus=0 trains on the CPU."
+    ),
 }

@@ -13,6 +13,8 @@ FSDP_DEFAULTS_ENV_VAR = "FSDP_DEFAULTS_FILE_PATH"
 LOG_LEVEL_ENV_VAR = "LOG_LEVEL"
 RUN_ID_ENV_VAR = "SFT_RUN_ID"
 ALLOWED_ROOTS_ENV_VAR = "SFT_ALLOWED_ROOTS"
+# How many GPUs this pod has requested: fewer visible ones end the run. 0 or unset: any number will do.
+EXPECTED_GPUS_ENV_VAR = "SFT_EXPECTED_GPUS"
 # "true": code that comes with a model may run (X2). Whoever runs the pod sets it; a config cannot.
 ALLOW_REMOTE_CODE_ENV_VAR = "SFT_ALLOW_REMOTE_CODE"
 

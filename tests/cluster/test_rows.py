@@ -135,7 +135,10 @@ def test_container_over_its_memory_limit_is_named_and_not_retried(cluster, defer
 @MODES
 def test_pod_that_no_node_can_take_waits_until_one_can(cluster, deferrable):
     resource = f"sft.test/gpu-{'deferrable' if deferrable else 'sync'}"
-    run = cluster.start(config_on(cluster), deferrable=deferrable, gpus=1, gpu_resource=resource)
+    no_driver = {"SFT_EXPECTED_GPUS": "0"}
+    run = cluster.start(
+        config_on(cluster), deferrable=deferrable, gpus=1, gpu_resource=resource, env_vars=no_driver
+    )
     try:
         run.wait_for_log(rf"waits: Unschedulable: .*Insufficient {resource}", PATIENCE_S)
         cluster.advertise(resource, 1)

@@ -12,6 +12,7 @@ FAILURES = [code for code in ExitCode if code is not ExitCode.SUCCEEDED]
 ACTIONS = {
     64: "fail", 65: "fail", 66: "fail", 68: "fail", 69: "fail", 77: "fail",
     200: "retry", 201: "fail", 202: "fail", 203: "retry", 204: "retry", 205: "retry", 206: "retry", 207: "retry",
+    208: "retry",
 }  # fmt: skip
 # Python's, argparse's, the shell's and the signals' own.
 NEVER_OURS = {1, 2, 126, 127, 128, 134, 137, 139, 143}

@@ -220,7 +220,7 @@ def test_permanent_codes_end_the_job_and_disruptions_do_not_count(engine):
     assert codes["action"] == "FailJob"
     assert codes["onExitCodes"]["values"] == PERMANENT_CODES
     assert {64, 65, 66, 68, 69, 77, 201, 202} <= set(PERMANENT_CODES)
-    assert not {1, 2, 137, 143, 200, 203, 204, 205, 206, 207} & set(PERMANENT_CODES)
+    assert not {1, 2, 137, 143, 200, 203, 204, 205, 206, 207, 208} & set(PERMANENT_CODES)
 
 
 def test_pytorchjob_restarts_by_exit_code_and_never_where_no_restart_is_wanted():

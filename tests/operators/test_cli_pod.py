@@ -52,7 +52,8 @@ def test_pod_command_writes_the_config_map_before_the_pod_that_mounts_it():
     assert json.loads(config_map["data"]["config.json"]) == SEED_CONFIG
     assert pod["spec"]["volumes"][-1]["configMap"]["name"] == config_map["metadata"]["name"] == "t-config"
     assert pod["spec"]["containers"][0]["env"] == [
-        {"name": "SFT_TRAINER_CONFIG_JSON_PATH", "value": "/etc/sft-config/config.json"}
+        {"name": "SFT_TRAINER_CONFIG_JSON_PATH", "value": "/etc/sft-config/config.json"},
+        {"name": "SFT_EXPECTED_GPUS", "value": "1"},
     ]
 
 

@@ -29,7 +29,7 @@ def test_permanent_exit_code_is_not_retried(desk, deferrable, code):
 
 
 @MODES
-@pytest.mark.parametrize("code", [1, 2, 134, 139, 200, 203, 204, 205, 206, 207])
+@pytest.mark.parametrize("code", [1, 2, 134, 139, 200, 203, 204, 205, 206, 207, 208])
 def test_retryable_exit_code_is_retried(desk, deferrable, code):
     outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_exit=code, retries=1))
     assert (task.state, task.try_number) == ("failed", 2), outcome.log

@@ -97,6 +97,7 @@ def test_local_permanent_exit_code_fails_without_retry(code, failure):
         (205, failures.HangFailure),
         (206, failures.InterruptedFailure),
         (207, failures.LockedFailure),
+        (208, failures.AcceleratorsMissingFailure),
     ],
 )
 def test_local_retryable_exit_code_is_retried(code, failure):

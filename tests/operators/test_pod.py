@@ -149,6 +149,25 @@ def test_pod_knows_its_run():
     assert pod["metadata"]["annotations"]["airflow-provider-sft/run-id"] == run_id
 
 
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"gpus": 0}, None),
+        ({"gpus": 4}, "4"),
+        ({"gpus": 2, "gpu_resource": "amd.com/gpu"}, "2"),
+        ({"gpus": 2, "gpu_resource": "nvidia.com/mig-1g.10gb"}, "1"),
+        ({"gpus": 8, "gpu_resource": "aliyun.com/gpu-mem"}, "1"),
+        ({"container_resources": k8s.V1ResourceRequirements(limits={"nvidia.com/gpu": "3"})}, "3"),
+        ({"container_resources": k8s.V1ResourceRequirements(limits={"nvidia.com/gpu": 0})}, None),
+        ({"gpus": 4, "env_vars": {"SFT_EXPECTED_GPUS": "1"}}, "1"),
+    ],
+)
+def test_pod_knows_how_many_gpus_it_has_requested(parameters, expected):
+    pod = build(image="i", config=SEED_CONFIG, **parameters)
+    found = [each["value"] for each in base(pod)["env"] if each["name"] == "SFT_EXPECTED_GPUS"]
+    assert found == ([] if expected is None else [expected])
+
+
 def test_security_check_of_these_tests_finds_what_is_forbidden():
     bare = {
         "spec": {

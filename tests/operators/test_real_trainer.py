@@ -92,3 +92,15 @@ def test_two_tasks_with_one_output_dir_do_not_train_into_it_together(desk, three
     outcome = desk.map_local(configs).wait()
     assert sorted(task.state for task in outcome.tasks) == ["failed", "success"]
     assert f"output_dir {three_steps['output_dir']} belongs to another run" in outcome.log
+
+
+@pytest.mark.skipif(bool(list(Path("/dev").glob("nvidia[0-9]*"))), reason="a GPU is there")
+def test_gpus_that_the_pod_requested_and_does_not_see_fail_the_task_in_the_drivers_words(desk, three_steps):
+    outcome, task = tune(desk.trainer(three_steps, deferrable=True, gpus=2))
+    assert task.state == "failed", outcome.log
+    assert desk.exit_codes() == [208]
+    assert "AcceleratorsMissingFailure" in outcome.log
+    assert (
+        "2 GPUs were requested for this pod, and 0 are visible. The driver says: libcuda.so.1" in outcome.log
+    )
+    assert not (Path(three_steps["output_dir"]) / "attempts.jsonl").exists()

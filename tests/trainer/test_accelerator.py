@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer.accelerator import let_memory_grow, take_accelerator
+from airflow_provider_sft.contract.errors import AcceleratorsMissingError
+from trainer.accelerator import let_memory_grow, refuse_missing_gpus, take_accelerator
 
 GPU = torch.device("cuda", 0)
 
@@ -72,3 +73,18 @@ def test_model_loads_on_the_cpu_where_there_is_nothing_else():
     assert (
         take_accelerator(SimpleNamespace(device=torch.device("cpu"), fsdp=None, deepspeed=None), {}) is None
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_gpus_that_torch_cannot_use_end_the_rank_in_torchs_words():
+    """The driver counts them; torch is built for the CPU, or finds the driver too old."""
+    with pytest.raises(AcceleratorsMissingError, match="2 GPUs were requested .* 0 are visible.*Torch|torch"):
+        refuse_missing_gpus(wants_cpu=False, say=pytest.fail, environ={"SFT_EXPECTED_GPUS": "2"})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_gpus_that_torch_cannot_use_and_nobody_requested_are_a_notice():
+    told = []
+    refuse_missing_gpus(wants_cpu=False, say=told.append, environ={"SFT_COUNTED_GPUS": "1"})
+    [sentence] = told
+    assert sentence.startswith("The driver has GPUs that torch cannot use, so this run is on the CPU: ")
