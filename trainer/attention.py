@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoConfig
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
 from airflow_provider_sft.contract.rules import tuning_method_of
 from airflow_provider_sft.contract.settings import Settings
+from trainer.pretrained import load_model_config
 
 DOCUMENT_CAUSAL = "document_causal"
 # Causal LMs whose forward without padding equals the padded one: tests/trainer/test_attention.py builds and compares.
@@ -98,7 +99,7 @@ def _attention_window(model_config: Any) -> int | None:
 
 
 def _read_model_config(values: Mapping[str, Any]) -> Any:
-    return AutoConfig.from_pretrained(
+    return load_model_config(
         values["model_name_or_path"],
         trust_remote_code=bool(values.get("trust_remote_code")),
         revision=values.get("revision") or "main",

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from airflow_provider_sft.contract.names import NEW_EMBEDDINGS_FILE
+from trainer.pretrained import load_tokenizer_files, load_whole_model
 
 Prompt = str | list[dict[str, Any]]
 
@@ -29,9 +30,9 @@ class Generator:
     @classmethod
     def load(cls, model_path: str, adapter_path: str | None = None, *, max_new_tokens: int) -> Generator:
         """On the accelerator if there is one; an adapter brings its own tokenizer, if tokens were added."""
-        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(model_path, adapter_path))
+        tokenizer = load_tokenizer_files(_tokenizer_source(model_path, adapter_path))
         dtype = torch.float32 if _device() == "cpu" else torch.bfloat16  # CPUs without AMX crawl in bfloat16
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, use_safetensors=True)
+        model = load_whole_model(model_path, dtype=dtype)
         if adapter_path:
             _make_room(model, len(tokenizer), Path(adapter_path))
             model = PeftModel.from_pretrained(model, adapter_path)

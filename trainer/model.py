@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.settings import Settings
-
-_MAX_REASON_CHARS = 400
+from trainer.pretrained import load_tokenizer_files, load_whole_model
 
 
 @dataclass(frozen=True)
@@ -34,13 +27,12 @@ def load_tokenizer(settings: Settings) -> LoadedTokenizer:
     """The tokenizer, with `add_special_tokens` added; none when `tokenizer_name_or_path` is set, as in the peer."""
     values = settings.values
     name = values.get("tokenizer_name_or_path") or values["model_name_or_path"]
-    with _load_errors(f"The tokenizer {name!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            name,
-            trust_remote_code=bool(values.get("trust_remote_code")),
-            revision=values.get("revision") or "main",
-            cache_dir=values.get("cache_dir"),
-        )
+    tokenizer = load_tokenizer_files(
+        name,
+        trust_remote_code=bool(values.get("trust_remote_code")),
+        revision=values.get("revision") or "main",
+        cache_dir=values.get("cache_dir"),
+    )
     known_tokens = len(tokenizer)
     if not values.get("tokenizer_name_or_path"):
         tokenizer.add_special_tokens({"additional_special_tokens": values.get("add_special_tokens") or []})
@@ -71,7 +63,7 @@ def load_model(
     device: torch.device | None = None,
     quantization: Any = None,
 ) -> PreTrainedModel:
-    """The base model in the config's dtype (bfloat16 unless said otherwise), from safetensors alone.
+    """The base model in the config's dtype (bfloat16 unless said otherwise), from safetensors only.
 
     :param attention: transformers' `attn_implementation`; None lets transformers choose
     :param device: straight onto this accelerator, without a copy in the container's memory; None loads on the CPU
@@ -79,7 +71,6 @@ def load_model(
     values = settings.values
     kwargs: dict[str, Any] = {
         "dtype": _resolve_dtype(str(values.get("dtype") or "bfloat16")),
-        "use_safetensors": True,
         "trust_remote_code": bool(values.get("trust_remote_code")),
         "cache_dir": values.get("cache_dir"),
         "revision": values.get("revision") or "main",
@@ -91,21 +82,9 @@ def load_model(
         kwargs.setdefault("device_map", {"": device})
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    name = values["model_name_or_path"]
-    with _load_errors(f"The model {name!r}"):
-        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    model = load_whole_model(values["model_name_or_path"], **kwargs)
     model.config.use_cache = False
     return model
-
-
-@contextlib.contextmanager
-def _load_errors(what: str) -> Iterator[None]:
-    """What transformers cannot load it refuses so: an unknown architecture or attention, a package that is missing."""
-    try:
-        yield
-    except (ValueError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]
-        raise ConfigError(f"{what} cannot be loaded: {reason}") from error
 
 
 def _resolve_dtype(name: str) -> Any:

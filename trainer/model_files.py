@@ -12,22 +12,26 @@ from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
 from airflow_provider_sft.contract.wording import show
 from trainer.data.roots import check_allowed
 from trainer.files import read_json
+from trainer.model_damage import check_model_files, check_tokenizer_files
 
 
 def check_model(values: Mapping[str, Any], environ: Mapping[str, str]) -> None:
     """Prove that a local model can be loaded; a Hub id is left to the Hub.
 
-    :raises NotFoundError: no such directory, or no weights in safetensors in it
+    :raises NotFoundError: no such directory, no weights in safetensors in it, or a file of it is damaged
     :raises AccessDeniedError: not readable, or outside SFT_ALLOWED_ROOTS
     :raises ConfigError: it brings code of its own and trust_remote_code is not set, or it is not as auto_gptq has it
     """
     for key in ("model_name_or_path", "tokenizer_name_or_path"):
         if (name := values.get(key)) and is_local(name):
             _check_directory(key, Path(name), environ)
+            check_tokenizer_files(Path(name))
     if is_local(name := str(values["model_name_or_path"])):
-        _check_weights(Path(name))
-        _check_code(Path(name), trusted=bool(values.get("trust_remote_code")))
-        _check_quantisation(values, Path(name))
+        options = values.get("model_init_kwargs") or {}
+        directory = Path(name, str(options.get("subfolder") or ""))
+        _check_weights(directory, options)
+        _check_code(directory, trusted=bool(values.get("trust_remote_code")))
+        _check_quantisation(values, directory)
 
 
 def is_local(name_or_path: str) -> bool:
@@ -49,14 +53,14 @@ def _check_directory(key: str, directory: Path, environ: Mapping[str, str]) -> N
         )
 
 
-def _check_weights(directory: Path) -> None:
-    if not (directory / "config.json").is_file():
-        raise NotFoundError(f"model_name_or_path {str(directory)!r} holds no config.json, so it is no model.")
-    if not any(directory.glob("*.safetensors")):
+def _check_weights(directory: Path, options: Mapping[str, Any]) -> None:
+    if not (directory / "config.json").exists():
         raise NotFoundError(
-            f"model_name_or_path {str(directory)!r} holds no weights in safetensors; pickled weights are not opened. "
-            f"Convert them with transformers' save_pretrained."
+            f"model_name_or_path {str(directory)!r} holds no config.json, so it is not a model. "
+            "Name the directory of a whole model; an adapter is merged into its base first."
         )
+    if not options.get("gguf_file"):
+        check_model_files(directory, variant=options.get("variant"))
 
 
 def _check_code(directory: Path, *, trusted: bool) -> None:

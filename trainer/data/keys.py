@@ -92,9 +92,9 @@ def _read_template(path: Path) -> str:
     """From a text file, or out of a tokenizer's directory as trl has it."""
     if not path.is_dir():
         return read_text_file(path, "chat_template_path")
-    from transformers import AutoTokenizer
+    from trainer.pretrained import load_tokenizer_files
 
-    template: Any = AutoTokenizer.from_pretrained(path).chat_template
+    template: Any = load_tokenizer_files(str(path)).chat_template
     if not isinstance(template, str):
         raise ConfigError(
             f"chat_template_path {str(path)!r} holds a tokenizer without a chat template. Name another."
