@@ -32,6 +32,7 @@ from trainer.lock import RunLock
 from trainer.model_files import check_model
 from trainer.nodes import read_nodes
 from trainer.outcome import failed_result, succeeded_result
+from trainer.paths import check_inputs_stay, prove_places
 from trainer.preflight import check_request, check_room
 from trainer.rank import ParentChannel, RankOutcome, RunOrder
 from trainer.run_dir import RunDir, RunIdentity, identify_run
@@ -55,13 +56,16 @@ def tune(config: Config, environ: Mapping[str, str], scratch_dir: Path, stop: St
     run_dir = RunDir(Path(settings.values["output_dir"]))
     check_request(settings, environ)
     check_model(settings.values, environ)
-    data_sha256 = digest_data(locate_data(settings.values, environ))
+    located = locate_data(settings.values, environ)
+    check_inputs_stay(settings.values, [file for source in located.sources for file in source.files])
+    data_sha256 = digest_data(located)
     identity = identify_run(config, data_sha256=data_sha256, run_id=environ.get(RUN_ID_ENV_VAR, ""))
     if read_nodes(environ).rank > 0:
         if over := _find_over(run_dir, identity, settings):
             return succeeded_result(over)
         return _help_node_zero(config, settings, environ, scratch_dir, stop)
     run_dir.prepare()
+    prove_places(settings.values)
 
     with RunLock(run_dir.path, identity.run_id, on_lost=stop.lose_lock):
         if settings.values.get("overwrite"):

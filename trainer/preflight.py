@@ -15,30 +15,19 @@ from airflow_provider_sft.contract.estimate import Estimate, describe_bytes, est
 from airflow_provider_sft.contract.extras import find_missing_extras
 from airflow_provider_sft.contract.settings import Settings
 from trainer.controller.file import read_controller_plan
-from trainer.data.roots import check_allowed
+from trainer.paths import check_places
 from trainer.supervise import memory_limit_bytes
-from trainer.tracker_settings import find_tracker_mistakes, is_directory
-
-# Local paths that a config names besides the model and the data.
-_PATHS = (
-    "trainer_controller_config_file",
-    "run_uri_export_path",
-    "logging_dir",
-    "aim_repo",
-    "mlflow_tracking_uri",
-)
+from trainer.tracker_settings import find_tracker_mistakes
 
 
 def check_request(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Prove that optional packages, trackers and the trainer controller's file are as the config needs them.
+    """Prove that paths, optional packages, trackers and the trainer controller's file are as the config needs them.
 
     :raises ConfigError: with every mistake, a line each
-    :raises AccessDeniedError: a path outside SFT_ALLOWED_ROOTS
+    :raises AccessDeniedError: as `check_places`
     """
     values = settings.values
-    for key in _PATHS:
-        if (path := values.get(key)) and is_directory(str(path)):
-            check_allowed(key, Path(str(path).removeprefix("file://")), environ)
+    check_places(values, environ)
     mistakes = [*find_missing_extras(values), *find_tracker_mistakes(values, environ)]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
@@ -67,6 +56,7 @@ def check_room(
     estimate = estimate_run(settings.values, gpus=gpus)
     if estimate is None or settings.values.get("do_dataprocessing_only"):
         return
+    _check_model_dir(estimate, settings.values.get("save_model_dir"), output_dir)
     for sentence in (*_check_storage(estimate, output_dir), *_check_memory(estimate, memory_bytes)):
         warn(sentence)
 
@@ -83,6 +73,18 @@ def _check_storage(estimate: Estimate, output_dir: Path) -> Iterator[str]:
     elif estimate.kept is None:
         checkpoint = describe_bytes(estimate.checkpoint.size_bytes)
         yield f"{has}, a checkpoint is {checkpoint}, and save_total_limit is not set: all checkpoints are kept."
+
+
+def _check_model_dir(estimate: Estimate, model_dir: str | None, output_dir: Path) -> None:
+    """On a volume of its own, save_model_dir needs room for the tuned model."""
+    if not model_dir or Path(model_dir).stat().st_dev == output_dir.stat().st_dev:
+        return
+    free = shutil.disk_usage(model_dir).free + _size_of_earlier_attempts(Path(model_dir))
+    if free < estimate.final.size_bytes:
+        raise StorageFullError(
+            f"save_model_dir {model_dir} has room for {describe_bytes(free)}, and the tuned model needs at least "
+            f"{estimate.final}. Give it a larger volume."
+        )
 
 
 def _check_memory(estimate: Estimate, memory_bytes: int | None) -> Iterator[str]:

@@ -6,53 +6,29 @@ Stdlib only: this decides, before anything heavy is imported, whether there is a
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, StorageFullError
-from airflow_provider_sft.contract.names import ATTEMPTS_FILE, COMPLETE_FILE, PROGRESS_FILE, RESULT_FILE
+from airflow_provider_sft.contract.errors import ConfigError
+from airflow_provider_sft.contract.names import (
+    ATTEMPTS_FILE,
+    COMPLETE_FILE,
+    IDENTITY_FILE,
+    LEFT_BY_A_RUN,
+    PROGRESS_FILE,
+    RESULT_FILE,
+)
 from airflow_provider_sft.contract.outcome import Result
 from trainer.files import append_line, digest_json, fingerprint_file, read_json, sync_directory, write_json
+from trainer.paths import prepare_directory
 
-IDENTITY_FILE = ".sft.run.json"
 SAMPLES_FILE = ".sft.samples.json"
 STATISTICS_FILE = ".sft.statistics.json"
 PREPARED_DIR = ".sft.prepared"
-# What `overwrite` removes: a run's records, checkpoints and model, and nothing that a run did not write.
-_LEFT_BY_A_RUN = (
-    ".complete",
-    ".sft.run.json",
-    ".sft.samples.json",
-    ".sft.statistics.json",
-    ".sft.trained.json",
-    ".sft.history.jsonl",
-    ".sft.prepared",
-    ".staging",
-    ".export",
-    "checkpoint-*",
-    "train_dataset",
-    "validation_dataset",
-    "result.json",
-    "progress.json",
-    "attempts.jsonl",
-    "training_logs.jsonl",
-    "report.html",
-    "*_tracker.json",
-    "added_tokens_info.json",
-    "new_embeddings.safetensors",
-    "adapter_*",
-    "model*.safetensors*",
-    "merged",
-    "base",
-    "vllm",
-)
-_NO_SPACE_ERRNOS = (28, 122)  # ENOSPC, EDQUOT
 # Keys that change how a run is watched or told, not what is trained: a retry may change them.
 _NOT_IDENTITY = frozenset(
     {"overwrite", "hang_timeout_s", "resume_from_checkpoint", "report", "generate_samples", "log_level"}
@@ -104,27 +80,8 @@ class RunDir:
         self.path = path
 
     def prepare(self) -> None:
-        """Create the directory and prove that files can be written, flushed and renamed in it.
-
-        :raises AccessDeniedError: read-only, or not this user's
-        :raises StorageFullError: no room for even this
-        """
-        probe = self.path / f".sft.probe-{uuid.uuid4().hex}"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with probe.open("w") as file:
-                file.write("x")
-                file.flush()
-                os.fsync(file.fileno())
-            probe.rename(probe.with_suffix(".renamed"))
-        except NotADirectoryError as error:
-            raise ConfigError(f"output_dir {self.path} lies below a file. Name a directory.") from error
-        except FileExistsError as error:
-            raise ConfigError(f"output_dir {self.path} is a file. Name a directory.") from error
-        except OSError as error:
-            raise self._unwritable(error) from error
-        finally:
-            self._remove_probes(probe)
+        """:raises SFTError: as `prepare_directory`"""
+        prepare_directory("output_dir", self.path)
 
     def finished(self, identity: RunIdentity) -> Result | None:
         """The result of this very run when it is complete.
@@ -149,7 +106,7 @@ class RunDir:
         is_ours = found is not None and not identity.differences(found)
         if is_ours or (found is None and not (self.path / COMPLETE_FILE).exists()):
             return
-        left = [path for pattern in _LEFT_BY_A_RUN for path in self.path.glob(pattern)]
+        left = [path for pattern in LEFT_BY_A_RUN for path in self.path.glob(pattern)]
         _spare_inputs(config, left)
         for path in left:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -208,22 +165,6 @@ class RunDir:
             f"output_dir {self.path} belongs to another run (its {' and '.join(differences)} differ). "
             f"Use a directory per run, or set 'overwrite': true to replace what is there."
         )
-
-    def _unwritable(self, error: OSError) -> AccessDeniedError | StorageFullError:
-        if error.errno in _NO_SPACE_ERRNOS:
-            return StorageFullError(f"output_dir {self.path} is full ({error.strerror}).")
-        return AccessDeniedError(
-            f"output_dir {self.path} cannot be written by user {os.getuid()} ({error.strerror}). "
-            f"Mount it writable for that user or its group."
-        )
-
-    @staticmethod
-    def _remove_probes(probe: Path) -> None:
-        for path in (probe, probe.with_suffix(".renamed")):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError:
-                continue
 
 
 def _spare_inputs(config: Mapping[str, Any], left: list[Path]) -> None:

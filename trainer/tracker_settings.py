@@ -54,8 +54,6 @@ def find_tracker_mistakes(values: Mapping[str, Any], environ: Mapping[str, str])
             '"aim_repo": "/data/output/aim", or aim_remote_server_ip and aim_remote_server_port.'
         )
     yield from _find_unknown_integrations(values)
-    if "/" in (file := str(values["training_logs_filename"])):
-        yield f"Config key 'training_logs_filename' is {show(file)}. Give a file's name; it lies in output_dir."
     if experiment_metadata(values) is None:
         shown = show(values["exp_metadata"])
         yield f"Config key 'exp_metadata' is {shown}, which is no JSON object. Give an object of keys and values."

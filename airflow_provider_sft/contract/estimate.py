@@ -63,6 +63,7 @@ class Estimate:
     :param kept: checkpoints that are there at once at most, the one being written included; None: as many as are saved
     :param storage: in output_dir: the checkpoints, the final model, the export; with `kept` None, one checkpoint
     :param storage_floor: what even a run that saves once takes there
+    :param final: the tuned model and its export, without checkpoints
     :param download: a base model from the Hub, in the container's own storage
     :param device: memory of each accelerator, without what rows take; of 0 bytes without accelerators
     :param activations: what rows of max_length tokens add to `device` (without accelerators, to `host`), roughly
@@ -75,6 +76,7 @@ class Estimate:
     kept: int | None
     storage: Amount
     storage_floor: Amount
+    final: Amount
     download: Amount
     device: Amount
     activations: Amount
@@ -115,6 +117,7 @@ class _Estimator:
             kept=kept,
             storage=self._storage(checkpoint, 1 if kept is None else kept),
             storage_floor=self._storage(checkpoint, 0 if kept == 0 else 1),
+            final=self._storage(checkpoint, 0),
             download=self._download(),
             device=self._device(),
             activations=self._activations(),

@@ -34,3 +34,29 @@ REPORT_FILE = "report.html"
 COMPLETE_FILE = ".complete"
 ADDED_TOKENS_FILE = "added_tokens_info.json"
 NEW_EMBEDDINGS_FILE = "new_embeddings.safetensors"
+
+# Whose an output_dir is. A directory that holds it is a run's.
+IDENTITY_FILE = ".sft.run.json"
+# What a run leaves in output_dir, as patterns; the files of a model are not all among them.
+LEFT_BY_A_RUN = (
+    ".complete",
+    ".sft.[!l]*",  # not the lock, which is held
+    ".staging",
+    ".export",
+    "checkpoint-*",
+    "train_dataset",
+    "validation_dataset",
+    RESULT_FILE,
+    PROGRESS_FILE,
+    ATTEMPTS_FILE,
+    TRAINING_LOGS_FILE,
+    REPORT_FILE,
+    "*_tracker.json",
+    ADDED_TOKENS_FILE,
+    NEW_EMBEDDINGS_FILE,
+    "adapter_*",
+    "model*.safetensors*",
+    "merged",
+    "base",
+    "vllm",
+)

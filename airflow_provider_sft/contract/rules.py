@@ -8,6 +8,7 @@ from typing import Any
 from airflow_provider_sft.contract.codec import Config
 from airflow_provider_sft.contract.json_values import read_object_text
 from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
+from airflow_provider_sft.contract.paths import find_path_mistakes
 from airflow_provider_sft.contract.schema import config_keys
 from airflow_provider_sft.contract.wording import describe, show
 
@@ -131,11 +132,11 @@ def _half_a_chat(config: Config) -> Iterator[str]:
         )
 
 
-def _image_without_text(config: Config) -> Iterator[str]:
-    if config.get("dataset_image_field") and not config.get("dataset_text_field"):
+def _images(config: Config) -> Iterator[str]:
+    if config.get("dataset_image_field"):
         yield (
-            f"Config key 'dataset_image_field' is {show(config['dataset_image_field'])} but dataset_text_field is "
-            f"missing. Add it: it names the column with the text."
+            f"Config key 'dataset_image_field' is {show(config['dataset_image_field'])}, and models are tuned on text "
+            f"only. Drop the key, and name a model and a data set of text."
         )
 
 
@@ -195,19 +196,6 @@ def _summed_loss(config: Config) -> Iterator[str]:
         )
 
 
-def _writes_over_the_model(config: Config) -> Iterator[str]:
-    for key in ("output_dir", "save_model_dir"):
-        if _same_path(config.get(key), config.get("model_name_or_path")):
-            yield (
-                f"Config key {key!r} is {show(config[key])}, the directory of the base model, which would be "
-                f"overwritten. Name another directory."
-            )
-
-
-def _same_path(left: Any, right: Any) -> bool:
-    return bool(left) and str(left).rstrip("/") == str(right).rstrip("/")
-
-
 def _remote_code(config: Config) -> Iterator[str]:
     for path in _trusting_paths(config, "", 0):
         yield (
@@ -240,7 +228,7 @@ _RULES: tuple[_Rule, ...] = (
     _text_twice,
     _template_without_text,
     _half_a_chat,
-    _image_without_text,
+    _images,
     _two_chat_templates,
     _alora_without_invocation,
     _prompt_without_text,
@@ -248,5 +236,5 @@ _RULES: tuple[_Rule, ...] = (
     _two_precisions,
     _broken_object_text,
     _summed_loss,
-    _writes_over_the_model,
+    find_path_mistakes,
 )

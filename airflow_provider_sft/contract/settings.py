@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -81,6 +82,9 @@ def _plain_values(present: Config) -> Config:
         values["target_modules"] = _as_module_names(values["target_modules"])
     if "trackers" in values:
         values["trackers"] = [name for name in values["trackers"] or [] if name != "hf_resource_scanner"]
+    for key, value in values.items():
+        if isinstance(value, str) and value.startswith("~/") and "x-path" in config_keys()[key]:
+            values[key] = os.path.expanduser(value)  # noqa: PTH111  # a Path would shorten `~/model/`
     if LAUNCH_KEY in values:
         values[LAUNCH_KEY] = {name: _as_argument(name, value) for name, value in values[LAUNCH_KEY].items()}
     return values

@@ -248,7 +248,7 @@ WRONG = [
     ),
     (
         {"dataset_text_field": WITHOUT, "dataset_image_field": "image"},
-        "Config key 'dataset_image_field' is 'image' but dataset_text_field is missing. Add it: it names the column with the text.",
+        "Config key 'dataset_image_field' is 'image', and models are tuned on text only. Drop the key, and name a model and a data set of text.",
     ),
     (
         {"chat_template": "x", "chat_template_path": "/t.jinja"},

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -157,7 +158,26 @@ def test_full_disk_is_told_before_the_model_loads(lora_config, tmp_path):
     header = {"w.weight": {"dtype": "F32", "shape": [10**6, 10**7], "data_offsets": [0, 4]}}
     text = json.dumps(header).encode()
     (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    result = run_here({**lora_config, "model_name_or_path": str(model), "peft_method": "none"})
-    assert result["exit_code"] == 201
-    assert "so this run cannot fit" in result["reason"]
-    assert not (tmp_path / "out" / ".sft.prepared").exists()  # no rank was started
+    settings = resolve_config({**lora_config, "model_name_or_path": str(model), "peft_method": "none"})
+    with pytest.raises(StorageFullError, match="so this run cannot fit"):
+        check_room(settings, tmp_path, gpus=0, warn=print)
+
+
+def test_volume_of_save_model_dir_without_room_for_the_model_is_told_before_it_loads(lora_config, tmp_path):
+    other_volume = Path("/dev/shm")
+    if other_volume.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("There is no second volume here.")
+    model = tmp_path / "large"
+    shutil.copytree(lora_config["model_name_or_path"], model)
+    too_many = shutil.disk_usage(other_volume).free // 4 + 1
+    header = {"w.weight": {"dtype": "F32", "shape": [1, too_many], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
+    (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    settings = resolve_config({
+        **lora_config, "model_name_or_path": str(model), "peft_method": "none", "dtype": "float32",
+        "save_model_dir": str(other_volume), "save_strategy": "no",
+    })  # fmt: skip
+    with pytest.raises(
+        StorageFullError, match="save_model_dir /dev/shm has room for .* the tuned model needs"
+    ):
+        check_room(settings, tmp_path, gpus=0, warn=print)

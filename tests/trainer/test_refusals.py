@@ -104,7 +104,7 @@ def test_second_run_on_a_living_runs_directory_ends_207(lora_config, tmp_path):
 def test_read_only_output_is_refused_before_the_model_loads(lora_config):
     result = run_here({**lora_config, "output_dir": "/proc/out"})
     assert result["exit_code"] == 77
-    assert "output_dir /proc/out cannot be written by user" in result["reason"]
+    assert "output_dir '/proc/out' cannot be written by user" in result["reason"]
 
 
 def test_pickled_weights_are_refused(lora_config, tiny_model_dir, tmp_path):

@@ -5,7 +5,6 @@ Says nothing of what is in them: that is `rows`.
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import Any
 
 from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, DataError, NotFoundError
 from trainer.data.data_config import read_data_config
+from trainer.data.not_data import NotData
+from trainer.data.patterns import expand_pattern, fixed_part
 from trainer.data.plan import DataPlan, plan_paths
 from trainer.data.roots import check_allowed
 from trainer.files import digest_json, fingerprint_file
@@ -80,8 +81,11 @@ def locate_data(values: Mapping[str, Any], environ: Mapping[str, str]) -> Locate
     :raises ConfigError: no data, or keys that contradict each other
     :raises NotFoundError, DataError, AccessDeniedError: as `locate_files`
     """
-    plan = _read_plan(values, environ)
-    sources = (locate_files(spec.key, spec.data_paths, environ, kind=spec.builder) for spec in plan.datasets)
+    plan, not_data = _read_plan(values, environ), NotData(values)
+    sources = (
+        locate_files(spec.key, spec.data_paths, environ, not_data, kind=spec.builder)
+        for spec in plan.datasets
+    )
     return LocatedData(plan, tuple(sources))
 
 
@@ -91,11 +95,17 @@ def digest_data(located: LocatedData) -> str:
 
 
 def locate_files(
-    key: str, paths: Sequence[str], environ: Mapping[str, str], *, kind: str | None = None
+    key: str,
+    paths: Sequence[str],
+    environ: Mapping[str, str],
+    not_data: NotData | None = None,
+    *,
+    kind: str | None = None,
 ) -> DataSource:
     """Find what `paths` (files, directories, globs, or one Hub id) name.
 
     :param key: the config key the paths came from, for sentences
+    :param not_data: leaves out of directories and patterns what is not data
     :param kind: of the files, where their suffix does not say
     :raises ConfigError: a URL, or a Hub id among files
     :raises NotFoundError: nothing there
@@ -110,7 +120,7 @@ def locate_files(
         )
     if hub_ids:
         return DataSource(key, hub_id=hub_ids[0])
-    found = [file for path in paths for file in _expand(key, path)]
+    found = [file for path in paths for file in _expand(key, path, not_data or NotData({}))]
     for file in found:
         _check_file(key, file, environ, kind)
     return DataSource(key, files=tuple(found), kind=kind)
@@ -133,27 +143,31 @@ def _is_hub_id(path: str) -> bool:
     return not Path(path).exists() and Path(path).suffix not in KINDS and bool(_HUB_ID.fullmatch(path))
 
 
-def _expand(key: str, path: str) -> list[Path]:
+def _expand(key: str, path: str, not_data: NotData) -> list[Path]:
     if "://" in path:
         raise ConfigError(f"{key} is {path!r}, a URL. Download it to a volume and give its path.")
     local = Path(path)
     if local.is_dir():
-        return _data_files_of(key, local)
+        return _data_files_of(key, local, not_data)
     if local.exists():
         return [local]
-    # Not Path.glob: the pattern may be absolute.
-    found = glob.glob(path, recursive=True) if glob.has_magic(path) else []  # noqa: PTH207
-    matches = sorted(map(Path, found))
+    matches = sorted(map(Path, expand_pattern(path)))
     if not matches:
         raise NotFoundError(
             f"{key} is {path!r}, and nothing is there. Check that the volume is mounted and the path spelled "
             "right."
         )
-    return [file for match in matches for file in (_data_files_of(key, match) if match.is_dir() else [match])]
+    files = not_data.drop_from((match for match in matches if not match.is_dir()), fixed_part(path))
+    inside = [file for match in matches if match.is_dir() for file in _data_files_of(key, match, not_data)]
+    if not (found := list(dict.fromkeys([*files, *inside]))):
+        raise NotFoundError(
+            f"{key} is {path!r}, and only files that runs have left are there. Name the data."
+        )
+    return found
 
 
-def _data_files_of(key: str, directory: Path) -> list[Path]:
-    files = [
+def _data_files_of(key: str, directory: Path, not_data: NotData) -> list[Path]:
+    found = [
         path
         for path in sorted(directory.rglob("*"))
         if path.suffix in KINDS
@@ -161,7 +175,7 @@ def _data_files_of(key: str, directory: Path) -> list[Path]:
         and path.is_file()
         and not _hidden(path, directory)
     ]
-    if not files:
+    if not (files := not_data.drop_from(found, directory)):
         raise DataError(
             f"{directory} ({key}) is a directory without a data file. Put {', '.join(KINDS)} files in it, or "
             "name another."

@@ -143,10 +143,6 @@ def _refuse_contradictions(keys: DataKeys) -> None:
         raise ConfigError(
             "dataset_text_field and data_formatter_template are both set. Keep one: both say what the text is."
         )
-    if keys.image_field:
-        raise ConfigError(
-            f"dataset_image_field is {keys.image_field!r}, and only text is trained here. Drop it."
-        )
     if keys.instruction_template and not keys.response_template:
         raise ConfigError(
             "instruction_template is set without response_template. Add the text that opens the assistant's turn."

@@ -24,7 +24,6 @@ class DataKeys:
 
     text_field: str | None = None
     conversation_field: str | None = None
-    image_field: str | None = None
     response_template: str | None = None
     instruction_template: str | None = None
     formatter_template: str | None = None
@@ -60,7 +59,6 @@ def read_keys(settings: Settings) -> DataKeys:
     return DataKeys(
         text_field=values.get("dataset_text_field"),
         conversation_field=values.get("dataset_conversation_field"),
-        image_field=values.get("dataset_image_field"),
         response_template=values.get("response_template"),
         instruction_template=values.get("instruction_template"),
         formatter_template=values.get("data_formatter_template"),

@@ -1,4 +1,4 @@
-"""Where a run may read: SFT_ALLOWED_ROOTS, symlinks resolved. Unset, everywhere."""
+"""Which places a config may name: SFT_ALLOWED_ROOTS, symlinks resolved. Unset, all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def check_allowed(key: str, path: Path, environ: Mapping[str, str]) -> None:
     roots = [Path(root).resolve() for root in environ.get(ALLOWED_ROOTS_ENV_VAR, "").split(":") if root]
     real = path.resolve()
     if roots and not any(real.is_relative_to(root) for root in roots):
+        root = real if real.is_dir() else real.parent
         raise AccessDeniedError(
-            f"{path} ({key}) is {real}, outside {ALLOWED_ROOTS_ENV_VAR}={':'.join(map(str, roots))}. Move the data "
-            "there, or widen the list."
+            f"{key} {str(path)!r} is {real}, outside {ALLOWED_ROOTS_ENV_VAR}={':'.join(map(str, roots))}. Add "
+            f"{root} to that list, or name a place inside it."
         )

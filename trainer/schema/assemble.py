@@ -12,6 +12,7 @@ from trainer.schema import tables
 from trainer.schema.annotations import JSONSchema, default_of, merge, nullable, schema_of
 from trainer.schema.flags import launch_schema
 from trainer.schema.keys import OUR_KEYS
+from trainer.schema.paths import FLAG_PATHS, OTHERWISE, PATHS
 from trainer.schema.text import first_sentences
 
 _SOURCES = ("trl", "transformers", "peft", "accelerate")
@@ -32,6 +33,8 @@ def assemble_schema() -> JSONSchema:
         "x-section": "launch",
         "x-group": "Launch",
     }
+    _mark_paths(properties, PATHS)
+    _mark_paths(properties["accelerate_launch_args"]["properties"], FLAG_PATHS)
     properties |= {name: _moved_property(name, properties) for name in (*tables.MOVED, *tables.MOVED_VALUES)}
     properties |= {name: _gone_property(name) for name in tables.GONE}
     return {
@@ -88,6 +91,13 @@ def _property(field: dataclasses.Field[Any], annotation: Any, changes: dict[str,
     if prop.get("default") != default_of(field):
         prop["x-upstream-default"] = default_of(field)
     return prop
+
+
+def _mark_paths(properties: dict[str, JSONSchema], uses: dict[str, str]) -> None:
+    for name, use in uses.items():
+        properties[name]["x-path"] = use
+        if name in OTHERWISE:
+            properties[name]["x-path-or"] = OTHERWISE[name]
 
 
 def _group_of(name: str) -> str:

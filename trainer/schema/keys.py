@@ -81,12 +81,14 @@ class DataKeys:
     )
     dataset_text_field: str | None = key(
         None,
-        "The column that holds the text to train on; with dataset_image_field, the text beside the image.",
+        "The column that holds the text to train on.",
     )
     dataset_conversation_field: str | None = key(
         None, "The column that holds a list of chat messages. Unset: 'messages', or 'conversations'."
     )
-    dataset_image_field: str | None = key(None, "The column that holds the image, for vision models.")
+    dataset_image_field: str | None = key(
+        None, "Refused: models are tuned on text only. Of fms-hf-tuning, for vision models."
+    )
     response_template: str | None = key(
         None,
         "The text after which the loss counts, as written in the data: everything up to its last occurrence in a row "
