@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_sft.contract.codec import Config, parse_config, read_config_file
 from airflow_provider_sft.contract.errors import ConfigError, SFTError
 from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
-from airflow_provider_sft.contract.secrets import find_secrets
+from airflow_provider_sft.contract.secrets import find_secrets, find_url_secrets
 from airflow_provider_sft.contract.validation import validate_config
 from airflow_provider_sft.failures import failure_of_error
+
+try:
+    from airflow.providers.common.compat.sdk import mask_secret
+except ImportError:  # an older common.compat, with Airflow 2
+    from airflow.utils.log.secrets_masker import mask_secret  # type: ignore[import-not-found,no-redef]
 
 if TYPE_CHECKING:
     import jinja2
@@ -29,6 +34,8 @@ PATH_KEYS = (
     "logging_dir",
     "resume_from_checkpoint",
 )
+# Airflow masks a text wherever it occurs: not every short word that is a parameter of a URL.
+_MIN_MASKED_CHARS = 6
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
 # Airflow's Templater has this signature from 2.11 to 3.3; KubernetesPodOperator overrides the same method.
 _Seen = set[int]
@@ -78,7 +85,9 @@ class ConfigField:
             template_fields = [field for field in template_fields if field != "config"]
             try:
                 if self.config is not None:
-                    self.config = _refuse_secrets(self._render_config(context, jinja_env, seen_oids))
+                    config = _refuse_secrets(self._render_config(context, jinja_env, seen_oids))
+                    _mask_in_airflow(config)
+                    self.config = config
             except SFTError as error:
                 raise failure_of_error(error) from None
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)  # type: ignore[misc]
@@ -106,6 +115,13 @@ def _refuse_secrets(config: Config) -> Config:
     if found := find_secrets(config):
         raise ConfigError("\n".join(secret.sentence for secret in found))
     return config
+
+
+def _mask_in_airflow(config: Config) -> None:
+    """In Rendered Templates, and in whatever else Airflow prints of this task."""
+    for secret in find_url_secrets(config):
+        if len(secret) >= _MIN_MASKED_CHARS:
+            mask_secret(secret)
 
 
 def read_config_source(source: Any, jinja_env: jinja2.Environment | None = None) -> Config:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 import signal
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_sft.contract.errors import SFTError
 from airflow_provider_sft.contract.exit_codes import Action, ExitCode
 from airflow_provider_sft.contract.outcome import Result, decode_termination_message
+from airflow_provider_sft.contract.plain_text import plain_lines, plain_text
 from airflow_provider_sft.contract.progress import Progress
 
 # The kubelet's and the shell's codes that a retry cannot change: cannot start, cannot execute, not found.
@@ -32,12 +34,13 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class TrainingFailure(AirflowException):
     """A tuning task that did not succeed.
 
-    :param sentence: what happened and what to do; terminal escapes and control characters are taken out
+    :param sentence: what happened and what to do; terminal escapes and control characters are taken out, secrets
+        of URLs masked
     :param result: what the trainer reported, where it could
     """
 
     def __init__(self, sentence: str, *, result: Result | None = None) -> None:
-        super().__init__(clean_text(sentence))
+        super().__init__(plain_lines(clean_text(sentence)))
         self.result = result
 
 
@@ -178,8 +181,8 @@ def describe_position(result: Result | None, progress: Progress | None = None) -
 
 
 def clean_text(text: str) -> str:
-    """Without terminal escapes and control characters, so that a log viewer shows what was meant."""
-    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+    """Without terminal escapes, control characters and secrets of URLs, so that a log viewer shows what was meant."""
+    return plain_text(_CONTROLS.sub("", _ESCAPES.sub("", text)))
 
 
 def clean_result(message: str | None) -> Result | None:
@@ -187,8 +190,15 @@ def clean_result(message: str | None) -> Result | None:
     result = decode_termination_message(message)
     if result is None:
         return None
-    texts = {key: clean_text(value) for key, value in result.items() if isinstance(value, str)}
-    return cast("Result", {**result, **texts})
+    return cast("Result", _clean(result))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _clean(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_clean(member) for member in value]
+    return clean_text(value) if isinstance(value, str) else value
 
 
 def _failure_without_result() -> InternalFailure:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from airflow_provider_sft.failures import TrainingFailure
+from airflow_provider_sft.failures import TrainingFailure, clean_text
 from airflow_provider_sft.metrics import Tags
 from airflow_provider_sft.pod_log import LogWindow
 from airflow_provider_sft.pod_outcome import Pod, container_state, has_ended, is_terminal
@@ -80,5 +80,5 @@ class PodWatch:
             if container == self._container:
                 self.report.take(line)
             else:
-                self._log.info("%s", self._form(container, line))
+                self._log.info("%s", self._form(container, clean_text(line)))
             yield line

@@ -16,7 +16,7 @@ _STORE_INTERVAL_S = 10.0  # one write is a round trip to the API server
 _STORE_KEY = "progress"
 _LEVEL = re.compile(r"^\s*\[?(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b", re.IGNORECASE)
 # Before what the trainer says: Airflow's log has time and level of its own.
-_TRAINERS_PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ([A-Z]+) trainer[\w.]*: ")
+_TRAINERS_PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ([A-Z]+) trainer[\w.]*:(?: |$)")
 
 
 class ProgressReport:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.contract.plain_text import plain_lines
 from airflow_provider_sft.contract.progress import describe_duration
 from airflow_provider_sft.failures import TrainingFailure
 from airflow_provider_sft.links import LINKS_KEY, find_links
@@ -36,7 +37,7 @@ def announce_result(operator: Any, context: Context, result: Result) -> None:
     operator.found_links = _links_of(operator, result)
     context["ti"].xcom_push(key=LINKS_KEY, value=operator.found_links)
     for line in describe_result(result):
-        operator.log.info("%s", line)
+        operator.log.info("%s", plain_lines(line))
     _store_resumption(context.get("task_state_store"), result)
     for asset in operator.outlets:
         context["outlet_events"][asset].extra.update(cast("dict[str, Any]", result))

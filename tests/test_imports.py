@@ -12,7 +12,7 @@ HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 def find_imported(statement: str, *names: str, env: dict[str, str] | None = None) -> str:
     """Those of `names` that are loaded once `statement` ran, sorted, with spaces between."""
-    code = f"import sys\n{statement}\nprint('loaded:', *sorted(set(sys.modules) & set({names!r})))"
+    code = f"import sys\n{statement}\nsys.stdout = sys.__stdout__\nprint('loaded:', *sorted(set(sys.modules) & set({names!r})))"
     ended = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **(env or {})},

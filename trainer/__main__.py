@@ -32,18 +32,14 @@ from trainer.failures import classify
 from trainer.outcome import failed_result, interrupted_result
 from trainer.parent import tune
 from trainer.scratch import private_scratch
-from trainer.streams import outlast_readers
+from trainer.streams import log_to_stderr, outlast_readers
 
 log = logging.getLogger("trainer")
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
     outlast_readers()
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=environ.get(LOG_LEVEL_ENV_VAR, "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(environ.get(LOG_LEVEL_ENV_VAR, "INFO").upper())
     result = run(environ, _STOP)
     _tell(result)
     _write_termination_message(environ, result)

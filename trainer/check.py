@@ -15,6 +15,7 @@ from typing import TextIO
 from airflow_provider_sft import __version__
 from airflow_provider_sft.contract.exit_codes import ExitCode
 from airflow_provider_sft.contract.names import CONTRACT_VERSION
+from airflow_provider_sft.contract.plain_text import plain_lines
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 _OPTIONAL_PACKAGES = ("bitsandbytes", "liger-kernel", "flash-attn", "tensorboard", "mlflow", "aim", "clearml")
@@ -37,7 +38,7 @@ def check(out: TextIO = sys.stdout) -> int:
             ready = False
             reason = str(error) if isinstance(error, NotReadyError) else f"{type(error).__name__}: {error}"
             lines = [f"FAIL  {name}: {reason}"]
-        out.write("".join(f"{line}\n" for line in lines))
+        out.write("".join(f"{plain_lines(line)}\n" for line in lines))
         out.flush()
     return 0 if ready else ExitCode.INTERNAL
 

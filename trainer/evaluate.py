@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError, InternalError, NotFoundError
+from airflow_provider_sft.contract.plain_text import plain_text
 from trainer.answers import Question, build_question, score
 from trainer.data.files import locate_files
 from trainer.data.rows import read_chunks
 from trainer.failures import classify
 from trainer.files import write_json
+from trainer.streams import log_to_stderr, print_line
 
 log = logging.getLogger("trainer")
 
@@ -104,7 +106,7 @@ def _last_text(prompt: str | list[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    logging.basicConfig(stream=sys.stderr, level="INFO", format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr("INFO", "%(levelname)s %(name)s: %(message)s")
     model = "the model"
     try:
         options = parse_options(argv)
@@ -119,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
             log.exception("Unexpected failure of the evaluation")
         log.error("%s %s", failure.reason, failure.advice)  # noqa: TRY400  # the sentence is for people
         return int(failure.exit_code)
-    sys.stdout.write(json.dumps(outcome, ensure_ascii=False) + "\n")
+    print_line(plain_text(json.dumps(outcome, ensure_ascii=False)))
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from airflow_provider_sft.contract.names import PROGRESS_FILE, TRAINING_LOGS_FILE
 from airflow_provider_sft.contract.progress import Progress, encode_progress
 from trainer.files import write_atomically, write_json
+from trainer.streams import print_line
 
 HISTORY_FILE = ".sft.history.jsonl"
 
@@ -54,7 +55,7 @@ class ProgressWriter:
         if step > self._first_step:
             seconds_a_step = (time.monotonic() - self._started) / (step - self._first_step)
             progress["eta_s"] = round(seconds_a_step * (max_steps - step), 1)
-        print(encode_progress(progress), flush=True)  # noqa: T201  # stdout is the contract's channel
+        print_line(encode_progress(progress))
         write_json(self._output_dir / PROGRESS_FILE, progress)
         self._append(HISTORY_FILE, dict(progress))
         for name, key in (("training_loss", "loss"), ("validation_loss", "eval_loss")):

@@ -15,6 +15,7 @@ import jinja2
 
 from airflow_provider_sft.contract.names import REPORT_FILE
 from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.contract.plain_text import plain_value
 from airflow_provider_sft.contract.progress import describe_duration
 from airflow_provider_sft.contract.settings import Settings
 from trainer.files import read_json, write_atomically
@@ -34,6 +35,7 @@ def write_report(output_dir: Path, settings: Settings, result: Result) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=plain_value,  # before the escapes of HTML
     )
     environment.filters["duration"] = describe_duration
     history = read_history(output_dir)

@@ -23,6 +23,7 @@ from airflow_provider_sft.contract.names import (
     RESULT_FILE,
 )
 from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.contract.plain_text import plain_value
 from trainer.files import append_line, digest_json, fingerprint_file, read_json, sync_directory, write_json
 from trainer.paths import prepare_directory
 
@@ -154,7 +155,7 @@ class RunDir:
         sync_directory(self.path)
 
     def write_result(self, result: Result) -> None:
-        write_json(self.path / RESULT_FILE, result)
+        write_json(self.path / RESULT_FILE, plain_value(result))
 
     @staticmethod
     def _modified(path: Path) -> float:

@@ -5,6 +5,12 @@ config → tokenizer → data → model → PEFT → train → save, from top to
 
 from __future__ import annotations
 
+from trainer.streams import log_to_stderr, outlast_readers
+
+if __name__ == "__main__":
+    # Before all other imports: some of them keep the stderr that they find.
+    outlast_readers()
+
 import logging
 import os
 import sys
@@ -38,7 +44,6 @@ from trainer.resume import check_resume
 from trainer.run_dir import STATISTICS_FILE
 from trainer.samples import sample_after, sample_before
 from trainer.save import model_kind_of, save_final
-from trainer.streams import outlast_readers
 from trainer.trackers import build_trackers
 from trainer.trained import Trained
 from trainer.tuning import apply_peft, build_quantization
@@ -141,12 +146,7 @@ def build_reporters(
 
 def main() -> int:
     """Run one rank; how it ended goes to the parent through a file, so that it survives accelerate's launcher."""
-    outlast_readers()
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=os.environ.get(LOG_LEVEL_ENV_VAR, "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(os.environ.get(LOG_LEVEL_ENV_VAR, "INFO").upper())
     channel = RankChannel.open(os.environ)
     channel.end_with_parent()
     order = channel.order()

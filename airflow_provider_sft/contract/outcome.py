@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal, NotRequired, TypedDict
 
 from airflow_provider_sft.contract.names import MAX_TERMINATION_MESSAGE_BYTES
+from airflow_provider_sft.contract.plain_text import plain_value
 
 Status = Literal["succeeded", "failed", "interrupted"]
 ModelKind = Literal["adapter", "full", "merged"]
@@ -66,7 +67,7 @@ def encode_termination_message(result: Result) -> str:
 
     Expendable fields go first, then the reason is cut. ASCII, because the kubelet counts bytes.
     """
-    kept: dict[str, Any] = {field: value for field, value in result.items() if _is_finite(value)}
+    kept: dict[str, Any] = {field: plain_value(value) for field, value in result.items() if _is_finite(value)}
     for field in _EXPENDABLE:
         if len(_dump(kept)) <= MAX_TERMINATION_MESSAGE_BYTES:
             return _dump(kept)

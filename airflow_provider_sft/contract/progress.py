@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
+
+_NUMBERS = ("epoch", "loss", "learning_rate", "grad_norm", "eval_loss", "tokens_per_s", "eta_s")
+_MAX_COUNT = 1 << 53  # what a database and a page can hold of a whole number
+_MAX_NUMBER = 1e300  # none is NaN or infinite
 
 
 class Progress(TypedDict):
@@ -27,15 +31,28 @@ def encode_progress(progress: Progress) -> str:
 
 
 def decode_progress(line: str) -> Progress | None:
-    """The progress a line of the trainer's stdout carries, or None for any other line."""
-    if '"event":"progress"' not in line:
+    """The progress a line of the trainer's stdout carries, or None for any other line.
+
+    The trainer prints nothing else that begins with a brace (`trainer.streams`): rows and answers cannot pose as it.
+    """
+    if not line.startswith("{") or '"event":"progress"' not in line:
         return None
     try:
         progress = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    is_progress = isinstance(progress, dict) and {"step", "max_steps"} <= progress.keys()
-    return progress if is_progress else None
+    if not isinstance(progress, dict) or not _is_progress(progress):
+        return None
+    return progress  # type: ignore[return-value]
+
+
+def _is_progress(fields: dict[str, Any]) -> bool:
+    """What a newer trainer adds is let through."""
+    counts = [fields.get("step"), fields.get("max_steps"), fields.get("attempt", 1)]
+    numbers = [fields.get(name, 0.0) for name in _NUMBERS]
+    return all(type(count) is int and 0 <= count < _MAX_COUNT for count in counts) and all(
+        type(number) in (int, float) and abs(number) < _MAX_NUMBER for number in numbers
+    )
 
 
 def describe_progress(progress: Progress) -> str:

@@ -53,6 +53,24 @@ _SECRET_VALUE = re.compile(
     )
 )
 
+# Parameters of a URL by which a service grants access: tokens, signatures (S3, GCS, CloudFront, Azure's SAS), keys.
+_PARAMETER = re.compile(
+    r"([?&;]|%3f|%26)([\w.\-]{0,40}(?:token|sig|signature|secret|passw(?:or)?d|passphrase|pwd|key|key-?id|credentials?|auth"
+    r"|authorization|sas|jwt|session)[\w.\-]{0,20})(=|%3d)((?:(?!%26)[^&\s'\"<>#;])+)",
+    re.IGNORECASE,
+)
+# All before the host: a token alone, or user and password.
+_USER_INFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.\-]{0,20}://)[^/\s?#'\"<>]*@(?=[^\s@])")
+_AUTHORIZATION = re.compile(
+    r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\"]+", re.IGNORECASE
+)
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+)
+
+# To its end: the part that tells what it is may be followed by more of it.
+_KNOWN_SECRET = re.compile(rf"(?:{_SECRET_VALUE.pattern})[A-Za-z0-9_\-.]*")
+
 _ENV_VARS = (
     (re.compile(r"hub|hf_|(^|\.)token$|hugging", re.IGNORECASE), "HF_TOKEN"),
     (re.compile(r"mlflow", re.IGNORECASE), "MLFLOW_TRACKING_PASSWORD"),
@@ -82,6 +100,25 @@ class SecretFound:
             f"Config key {self.path!r} holds what looks like a secret, and a config is printed in logs. "
             f"Remove it and pass it from a Secret as {variable}."
         )
+
+
+def mask_secrets(text: str) -> str:
+    """`text` with `***` for what grants access: in the user part and the parameters of URLs, and by known prefixes."""
+    text = _PRIVATE_KEY.sub(HIDDEN, text)
+    text = _USER_INFO.sub(rf"\1{HIDDEN}@", text)
+    text = _PARAMETER.sub(rf"\1\2\3{HIDDEN}", text)
+    text = _AUTHORIZATION.sub(rf"\1{HIDDEN}", text)
+    return _KNOWN_SECRET.sub(HIDDEN, text)
+
+
+def find_url_secrets(value: Any) -> Iterator[str]:
+    """What `mask_secrets` would hide in the URLs of a config, for who prints the config with other means."""
+    if isinstance(value, str):
+        yield from (match[0][len(match[1]) : -1] for match in _USER_INFO.finditer(value))
+        yield from (match[4] for match in _PARAMETER.finditer(value))
+    elif isinstance(value, Mapping | list | tuple):
+        for member in value.values() if isinstance(value, Mapping) else value:
+            yield from find_url_secrets(member)
 
 
 def find_secrets(config: Mapping[Any, Any]) -> list[SecretFound]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from airflow_provider_sft.contract.schema import JSONSchema
-from airflow_provider_sft.contract.secrets import holds_secret
+from airflow_provider_sft.contract.secrets import holds_secret, mask_secrets
 
 _MAX_SHOWN_CHARS = 60
 _MAX_SHOWN_CHOICES = 14
@@ -27,7 +27,7 @@ def show(value: Any) -> str:
     if holds_secret(value):
         return "(hidden)"
     try:
-        text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = mask_secrets(repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError):
         return f"a {type(value).__name__}"
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 3]}..."

@@ -20,7 +20,7 @@ from airflow_provider_sft.engines.registry import find_engine
 from airflow_provider_sft.engines.state import JobState, Stage
 from airflow_provider_sft.engines.summary import summarize_job
 from airflow_provider_sft.engines.workload import is_stopped
-from airflow_provider_sft.failures import LaunchFailure, TrainingFailure
+from airflow_provider_sft.failures import LaunchFailure, TrainingFailure, clean_text
 from airflow_provider_sft.job_callbacks import NodeCallbacks
 from airflow_provider_sft.job_clock import Note, NoteKeeper, read_note
 from airflow_provider_sft.job_feed import Wire
@@ -235,7 +235,7 @@ class SFTJobTrigger(SFTTrainerTrigger):
         return Note(self._decision.clock, self._logs.places)
 
     def _tell_other(self, rank: int, line: str) -> None:
-        self.log.info("%s", self._form(f"node {rank}", line))
+        self.log.info("%s", self._form(f"node {rank}", clean_text(line)))
 
 
 def _given_up(failure: TrainingFailure | None) -> dict[str, Any]:

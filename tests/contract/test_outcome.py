@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_sft.contract.names import MAX_TERMINATION_MESSAGE_BYTES
 from airflow_provider_sft.contract.outcome import decode_termination_message, encode_termination_message
+from airflow_provider_sft.contract.plain_text import plain_text
 
 TEXT = st.text(max_size=200) | st.integers(0, 5000).map("é".__mul__)
 RESULTS = st.fixed_dictionaries(
@@ -52,7 +53,7 @@ def test_encode_termination_message_any_result_fits_in_ascii_and_decodes(result)
     decoded = decode_termination_message(message)
     assert decoded is not None
     assert decoded["exit_code"] == result["exit_code"]
-    assert result["reason"].startswith(decoded["reason"])
+    assert plain_text(result["reason"]).startswith(decoded["reason"])
 
 
 def test_encode_termination_message_short_result_is_whole():

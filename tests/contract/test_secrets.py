@@ -6,7 +6,13 @@ import json
 
 import pytest
 
-from airflow_provider_sft.contract.secrets import find_secrets, holds_secret, redact
+from airflow_provider_sft.contract.secrets import (
+    find_secrets,
+    find_url_secrets,
+    holds_secret,
+    mask_secrets,
+    redact,
+)
 from airflow_provider_sft.contract.validation import check_config
 
 RIGHT = {
@@ -166,3 +172,46 @@ def test_holds_secret_endless_nesting_is_survived():
     loop.append(loop)
     assert not holds_secret(loop)
     assert redact(loop)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://h/a?token=CANARY&x=1", "https://h/a?token=***&x=1"),
+        ("'https://h/a?sv=2020&sig=CAN%2FARY%3D'", "'https://h/a?sv=2020&sig=***'"),
+        ("https://CANARY@h/a", "https://***@h/a"),
+        ("mlflow at https://u:CANARY@h:5000/", "mlflow at https://***@h:5000/"),
+        ("git+https://x-access-token:CAN@ARY@h/a", "git+https://***@h/a"),
+        ("exceeded with url: /a?X-Amz-Signature=CANARY (", "exceeded with url: /a?X-Amz-Signature=*** ("),
+        ("?AWSAccessKeyId=CANARY&Signature=CANARY#f", "?AWSAccessKeyId=***&Signature=***#f"),
+        ("url=https%3A%2F%2Fh%3Ftoken%3DCANARY%26b%3D1", "url=https%3A%2F%2Fh%3Ftoken%3D***%26b%3D1"),
+        ("Authorization: Bearer CANARY", "Authorization: Bearer ***"),
+        ("-----BEGIN RSA PRIVATE " + "KEY-----\nCANARY\n", "***"),
+    ],
+)
+def test_mask_secrets_what_grants_access_by_a_url_is_hidden_and_the_rest_is_shown(text, shown):
+    assert mask_secrets(text) == shown
+
+
+@pytest.mark.parametrize("value", SECRET_VALUES, ids=lambda value: value[:8])
+def test_mask_secrets_known_prefixes_are_hidden_to_their_end(value):
+    assert value[-6:] not in mask_secrets(f"see {value} there") or "@" in value
+    assert value[8:20] not in mask_secrets(f"see {value} there")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://h:8080/a@b?page=2&sort=asc",
+        "/data/tokens/a.jsonl: the eos_token=</s>",
+        "step 3: 4 tokens/s; key 'a' & key 'b'",
+        "s3://bucket/prefix",
+    ],
+)
+def test_mask_secrets_what_is_none_stays(text):
+    assert mask_secrets(text) == text
+
+
+def test_find_url_secrets_gives_what_a_config_would_show():
+    config = {"training_data_path": ["https://TOKEN@h/x?sig=ABC&sv=1"], "output_dir": "/o"}
+    assert list(find_url_secrets(config)) == ["TOKEN", "ABC"]

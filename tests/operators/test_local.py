@@ -275,6 +275,16 @@ def test_local_rendered_config_is_what_rendered_templates_shows():
     assert operator.config["output_dir"] == "/o/manual__2026-01-01T00:00:00+00:00"
 
 
+def test_local_rendered_templates_hide_the_secrets_of_urls():
+    from airflow.providers.common.compat.sdk import redact
+
+    url = "https://CANARY-USER@h/t.jsonl?X-Amz-Signature=CANARY-SIG&sv=1"
+    operator = make({**CONFIG, "training_data_path": url})
+    render(operator, make_context(operator))
+    assert operator.config["training_data_path"] == url
+    assert "CANARY" not in str(redact(operator.config))
+
+
 def test_local_task_without_a_config_says_so():
     with pytest.raises(failures.ConfigFailure, match="config is None. Give a dict"):
         run(make_operator(StandInOperator, config=None))

@@ -94,6 +94,34 @@ def test_two_tasks_with_one_output_dir_do_not_train_into_it_together(desk, three
     assert f"output_dir {three_steps['output_dir']} belongs to another run" in outcome.log
 
 
+HOSTILE = """### Text: hi
+{"event":"progress","attempt":99,"step":999999,"max_steps":1000000}
+2026-11-24 08:42:03,622 ERROR trainer: forged
+\x1b[2J⟦\u202e
+
+### Label: no complaint"""
+
+
+def test_rows_that_pose_as_progress_or_as_log_lines_are_text_in_the_tasks_log(desk, three_steps, tmp_path):
+    rows = tmp_path / "hostile.jsonl"
+    rows.write_text((json.dumps({"output": HOSTILE}) + "\n") * 8)
+    outcome, task = tune(desk.local({**three_steps, "training_data_path": str(rows)}))
+    assert task.state == "success", outcome.log
+    assert "step 3/3" in outcome.log
+    assert "step 999999" not in outcome.log
+    assert "  | 2026-11-24 08:42:03,622 ERROR trainer: forged" in outcome.log
+    assert "\\x1b[2J\\u27e6\\u202e" in outcome.log
+    assert not any(raw in outcome.log for raw in ("\x1b[2J", "\u202e"))
+
+
+def test_secrets_of_a_data_url_are_shown_nowhere(desk, three_steps):
+    url = "https://CANARY-1@h.test/t.jsonl?sv=2026&sig=CANARY-2&X-Amz-Security-Token=CANARY-3"
+    outcome, task = tune(desk.local({**three_steps, "training_data_path": url}))
+    assert task.state == "failed", outcome.log
+    assert "https://***@h.test/t.jsonl?sv=2026&sig=***&X-Amz-Security-Token=***" in outcome.log
+    assert "CANARY" not in outcome.log
+
+
 @pytest.mark.skipif(bool(list(Path("/dev").glob("nvidia[0-9]*"))), reason="a GPU is there")
 def test_gpus_that_the_pod_requested_and_does_not_see_fail_the_task_in_the_drivers_words(desk, three_steps):
     outcome, task = tune(desk.trainer(three_steps, deferrable=True, gpus=2))

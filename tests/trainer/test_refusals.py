@@ -20,7 +20,7 @@ def test_wrong_config_ends_64_without_importing_torch(tmp_path, lora_config):
     (tmp_path / "c.json").write_text(config)
     code = (
         "import sys, trainer.__main__ as m; code = m.main({'SFT_TRAINER_CONFIG_JSON_PATH': sys.argv[1]});"
-        "print(code, sorted({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)))"
+        "sys.stdout = sys.__stdout__; print(code, sorted({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "c.json")], capture_output=True, text=True, check=False

@@ -8,6 +8,7 @@ from typing import Any
 from trainer.data.statistics import Segment
 
 _SHOWN_CHARS = 600
+_BRACKETS = {ord("⟦"): "\\u27e6", ord("⟧"): "\\u27e7"}  # of the row itself: ours say what is trained
 
 
 def describe_statistics(name: str, statistics: Mapping[str, Any]) -> Iterator[str]:
@@ -36,5 +37,6 @@ def describe_statistics(name: str, statistics: Mapping[str, Any]) -> Iterator[st
 
 def mark_trained(sample: Sequence[Segment]) -> str:
     """One row as text, what is trained of it in ⟦ ⟧, cut where it is long."""
-    text = "".join(f"⟦{text}⟧" if trained else text for text, trained in sample)
+    parts = [(text.translate(_BRACKETS), trained) for text, trained in sample]
+    text = "".join(f"⟦{text}⟧" if trained else text for text, trained in parts)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} …"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from airflow_provider_sft.contract.exit_codes import ExitCode
+from airflow_provider_sft.contract.plain_text import plain_lines, plain_text
 from airflow_provider_sft.contract.vllm import describe_verdict
 from trainer.export.run import ExportOutcome, export_checkpoints
 from trainer.failures import classify
@@ -23,10 +24,10 @@ def main(argv: list[str]) -> int:
         )
     except Exception as error:  # noqa: BLE001  # whatever it is, it ends in a sentence and an exit code
         known = classify(error, model=str(arguments.base))
-        sys.stderr.write(f"{known.reason}\n{known.advice}\n")
+        sys.stderr.write(plain_lines(f"{known.reason}\n{known.advice}") + "\n")
         return int(known.exit_code)
     for outcome in outcomes:
-        sys.stdout.write(_describe(outcome))
+        sys.stdout.write(plain_text(_describe(outcome)))
     return int(ExitCode.SUCCEEDED)
 
 
