@@ -9,26 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.contract.settings import Settings
-from airflow_provider_sft.contract.wording import show, suggest
+from airflow_provider_sft.contract.trackers import INTEGRATIONS, experiment_metadata, reported_to
+from airflow_provider_sft.contract.wording import show
 from trainer.files import read_json
 
-# transformers' own integrations, which `report_to` names → the module that each needs.
-INTEGRATIONS = {
-    "azure_ml": "azureml",
-    "clearml": "clearml",
-    "codecarbon": "codecarbon",
-    "comet_ml": "comet_ml",
-    "dagshub": "dagshub",
-    "dvclive": "dvclive",
-    "flyte": "flytekit",
-    "kubeflow": "kubeflow",
-    "mlflow": "mlflow",
-    "neptune": "neptune",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-}
 _ALWAYS_ON = "file_logger"
 # MLflow's client would try for four minutes before it says that a server is gone.
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -48,26 +32,12 @@ def find_tracker_mistakes(values: Mapping[str, Any], environ: Mapping[str, str])
             "Config key 'mlflow_tracking_uri' is missing, and trackers has 'mlflow'. Add the server's address, for "
             'example "mlflow_tracking_uri": "http://mlflow:5000", or a directory.'
         )
-    if "aim" in chosen and aim_repo(values) is None:
-        yield (
-            "Config key 'aim_repo' is missing, and trackers has 'aim'. Add a directory, for example "
-            '"aim_repo": "/data/output/aim", or aim_remote_server_ip and aim_remote_server_port.'
-        )
-    yield from _find_unknown_integrations(values)
-    if experiment_metadata(values) is None:
-        shown = show(values["exp_metadata"])
-        yield f"Config key 'exp_metadata' is {shown}, which is no JSON object. Give an object of keys and values."
+    yield from _find_missing_integrations(values)
 
 
-def _find_unknown_integrations(values: Mapping[str, Any]) -> Iterator[str]:
+def _find_missing_integrations(values: Mapping[str, Any]) -> Iterator[str]:
     for name in _report_to(values):
-        if name not in INTEGRATIONS:
-            near = suggest(name, INTEGRATIONS)
-            hint = (
-                f"Did you mean {near!r}?" if near else f"It takes {', '.join(INTEGRATIONS)}, 'all' or 'none'."
-            )
-            yield f"Config key 'report_to' is {show(name)}, which is no integration of transformers. {hint}"
-        elif not _is_installed(INTEGRATIONS[name]):
+        if not _is_installed(INTEGRATIONS[name]):
             yield (
                 f"Config key 'report_to' is {show(name)}, which needs the module {INTEGRATIONS[name]!r}, and it is not "
                 f"installed. Install it, or change the key."
@@ -76,25 +46,6 @@ def _find_unknown_integrations(values: Mapping[str, Any]) -> Iterator[str]:
 
 def mlflow_uri(values: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
     return values.get("mlflow_tracking_uri") or environ.get("MLFLOW_TRACKING_URI")
-
-
-def aim_repo(values: Mapping[str, Any]) -> str | None:
-    """A directory or an `aim://` address; the server's address wins, as in fms-hf-tuning."""
-    host, port = values.get("aim_remote_server_ip"), values.get("aim_remote_server_port")
-    if host and port:
-        return f"aim://{host}:{port}/"
-    return values.get("aim_url") or values.get("aim_repo")
-
-
-def experiment_metadata(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """`exp_metadata` as an object, empty without one; None when it is something else."""
-    given = values.get("exp_metadata") or {}
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            return None
-    return dict(given) if isinstance(given, Mapping) else None
 
 
 def tracker_file(settings: Settings, output_dir: Path, name: str) -> Path:
@@ -155,8 +106,7 @@ def is_directory(uri: str) -> bool:
 
 
 def _report_to(values: Mapping[str, Any]) -> list[str]:
-    given = values.get("report_to") or []
-    names = [given] if isinstance(given, str) else list(given)
+    names = reported_to(values)
     if "all" in names:
         return [name for name, module in INTEGRATIONS.items() if _is_installed(module)]
     return [name for name in names if name != "none"]

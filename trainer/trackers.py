@@ -20,11 +20,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import INTEGRATION_TO_CALLBACK, MLflowCallback
 
 from airflow_provider_sft.contract.settings import Settings
+from airflow_provider_sft.contract.trackers import aim_repo, experiment_metadata
 from trainer.files import write_json
 from trainer.tracker_settings import (
-    aim_repo,
     chosen_trackers,
-    experiment_metadata,
     mlflow_uri,
     tracker_file,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
@@ -10,6 +11,7 @@ from airflow_provider_sft.contract.json_values import read_object_text
 from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
 from airflow_provider_sft.contract.paths import find_path_mistakes
 from airflow_provider_sft.contract.schema import config_keys
+from airflow_provider_sft.contract.trackers import find_tracker_contradictions
 from airflow_provider_sft.contract.wording import describe, show
 
 _REMOTE_CODE_KEY = "trust_remote_code"
@@ -55,6 +57,18 @@ def _two_sources(config: Config) -> Iterator[str]:
                 f"Config keys 'data_config_path' ({show(config['data_config_path'])}) and {key!r} "
                 f"({show(config[key])}) exclude each other. Name the file in the data config, or drop 'data_config_path'."
             )
+
+
+def _data_elsewhere(config: Config) -> Iterator[str]:
+    for key in ("training_data_path", "validation_data_path", "data_config_path"):
+        if "://" in str(config.get(key)):
+            yield f"Config key {key!r} is {show(config[key])}, a URL. Download it to a volume and give its path."
+    suffix = PurePosixPath(str(config.get("data_config_path") or "x.yaml")).suffix
+    if suffix not in (".yaml", ".yml", ".json"):
+        yield (
+            f"Config key 'data_config_path' is {show(config['data_config_path'])}, which ends in {suffix!r}. "
+            f"Expected .yaml, .yml or .json."
+        )
 
 
 def _evaluation_without_data(config: Config) -> Iterator[str]:
@@ -237,4 +251,6 @@ _RULES: tuple[_Rule, ...] = (
     _broken_object_text,
     _summed_loss,
     find_path_mistakes,
+    find_tracker_contradictions,
+    _data_elsewhere,
 )

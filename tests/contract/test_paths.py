@@ -132,3 +132,19 @@ def test_log_under_a_name_that_the_run_needs_is_refused(name):
 
 def test_log_under_another_name_is_taken():
     assert check_config({**BASE, "training_logs_filename": "curve.jsonl"}) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"training_data_path": "s3://bucket/rows.jsonl"}, "a URL. Download it to a volume"),
+        ({"validation_data_path": "https://host/rows.jsonl"}, "a URL. Download it to a volume"),
+        ({"dataset_text_field": "text", "dataset_image_field": "image"}, "models are tuned on text only"),
+        ({"trackers": ["aim"]}, "'aim_repo' is missing"),
+        ({"report_to": ["wand"]}, "Did you mean 'wandb'?"),
+        ({"exp_metadata": "[1]"}, "which is no JSON object"),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused_before_a_pod_exists(config, sentence):
+    (mistake,) = check_config({**BASE, **config})
+    assert sentence in mistake

@@ -455,7 +455,7 @@ def test_validate_config_right_values_come_back_as_they_are():
         ("peft_method", "None", "none"),
         ("max_length", None, None),
         ("layers_to_transform", ["1", 2], [1, 2]),
-        ("trackers", ("aim", "mlflow"), ["aim", "mlflow"]),
+        ("trackers", ("clearml", "mlflow"), ["clearml", "mlflow"]),
     ],
 )
 def test_validate_config_value_of_a_template_or_yaml_is_coerced_by_the_schema(key, given_value, value):

@@ -312,7 +312,9 @@ def test_clearml_offline_gets_the_loss_and_takes_neither_signals_nor_a_fork(tmp_
     bench.fire("on_train_begin")
     assert signal.getsignal(signal.SIGTERM) is before
     # A reporter that is forked from a process with threads may never report, and would be waited for.
-    assert forks_of(psutil.Process()) == []
+    # A child that is about to run another program looks like a fork for a moment.
+    forks = forks_of(psutil.Process())
+    assert psutil.wait_procs(forks, timeout=10)[1] == [] or forks_of(psutil.Process()) == []
     bench.log(1)
     bench.fire("on_train_end")
     assert bench.notices == []
