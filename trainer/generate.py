@@ -11,7 +11,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from airflow_provider_sft.contract.names import NEW_EMBEDDINGS_FILE
+from airflow_provider_sft.contract.names import ADDED_TOKENS_FILE, NEW_EMBEDDINGS_FILE
+from trainer.files import read_json
 from trainer.pretrained import load_tokenizer_files, load_whole_model
 
 Prompt = str | list[dict[str, Any]]
@@ -78,7 +79,8 @@ def _make_room(model: Any, num_tokens: int, adapter_dir: Path) -> None:
     known = model.get_input_embeddings().weight.shape[0]
     path = adapter_dir / NEW_EMBEDDINGS_FILE
     new = load_file(path) if path.is_file() else {}
-    rows = known + next((len(weight) for weight in new.values()), 0)
+    added = (read_json(adapter_dir / ADDED_TOKENS_FILE) or {}).get("num_new_tokens")
+    rows = known + next((len(weight) for weight in new.values()), added if isinstance(added, int) else 0)
     if max(rows, num_tokens) > known:
         model.resize_token_embeddings(max(rows, num_tokens), mean_resizing=False)
     layers = {

@@ -24,7 +24,7 @@ class LoadedTokenizer:
 
 
 def load_tokenizer(settings: Settings) -> LoadedTokenizer:
-    """The tokenizer, with `add_special_tokens` added; none when `tokenizer_name_or_path` is set, as in the peer."""
+    """The tokenizer, with `add_special_tokens` added; a missing EOS token is added too, except to a tokenizer of its own."""
     values = settings.values
     name = values.get("tokenizer_name_or_path") or values["model_name_or_path"]
     tokenizer = load_tokenizer_files(
@@ -34,10 +34,9 @@ def load_tokenizer(settings: Settings) -> LoadedTokenizer:
         cache_dir=values.get("cache_dir"),
     )
     known_tokens = len(tokenizer)
-    if not values.get("tokenizer_name_or_path"):
-        tokenizer.add_special_tokens({"additional_special_tokens": values.get("add_special_tokens") or []})
-        if tokenizer.eos_token is None:
-            tokenizer.add_special_tokens({"eos_token": "</s>"})
+    tokenizer.add_special_tokens({"additional_special_tokens": values.get("add_special_tokens") or []})
+    if tokenizer.eos_token is None and not values.get("tokenizer_name_or_path"):
+        tokenizer.add_special_tokens({"eos_token": "</s>"})
     for key in ("eos_token", "pad_token"):
         if values.get(key):
             _set_token(tokenizer, key, values[key])
@@ -114,3 +113,12 @@ def grow_vocabulary(
         f"The vocabulary grew from {rows_before} to {rows} rows for {len(loaded.tokenizer) - known} new tokens."
     )
     return rows - rows_before
+
+
+def find_new_tokens(model: PreTrainedModel, loaded: LoadedTokenizer, *, new_rows: int) -> list[int]:
+    """Ids whose rows the base never trained: they were added here, or the base had no row for them.
+
+    :param new_rows: by how much `grow_vocabulary` grew the model
+    """
+    rows_before = model.get_input_embeddings().weight.shape[0] - new_rows
+    return list(range(min(loaded.known_tokens, rows_before), len(loaded.tokenizer)))

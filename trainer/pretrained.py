@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers.modeling_utils as transformers_loading
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,7 +27,7 @@ from trainer.loading_report import describe_flaws
 _MAX_REASON_CHARS = 400
 _UNKNOWN_TYPE = re.compile(r"has model type `(.*?)` but Transformers does not recognize")
 # How transformers and its quantisers refuse an argument: an attention, a package that is missing.
-_OF_ARGUMENTS = (ValueError, TypeError, ImportError)
+_OF_ARGUMENTS = (ValueError, TypeError, ImportError, AttributeError, StrictDataclassError)
 
 _ORIGIN = ("trust_remote_code", "revision", "cache_dir", "subfolder", "token", "gguf_file")
 
@@ -70,7 +71,7 @@ def load_whole_model(name: str, **kwargs: Any) -> PreTrainedModel:
     if flaws := describe_flaws(report, reports, model, is_part=is_part):
         raise NotFoundError(
             f"The weights in {name!r} are not those of its config.json ({type(model).__name__}): {flaws}. "
-            "Copy the model again, or correct its config.json."
+            "Copy the model again, or correct its config.json or model_init_kwargs."
         )
     return model
 

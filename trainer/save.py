@@ -32,7 +32,9 @@ def save_final(engine: Any, model_dir: Path, *, new_rows: int) -> dict[str, dict
     engine.accelerator.wait_for_everyone()
     if not engine.is_world_process_zero():
         return {}
-    rows = engine.model.get_input_embeddings().weight.shape[0]
+    embedding = engine.model.get_input_embeddings()
+    # Of PEFT's wrapper the weight is computed, under FSDP with the ranks that are not here.
+    rows = getattr(embedding, "original_module", embedding).weight.shape[0]
     write_json(staged / ADDED_TOKENS_FILE, {"num_new_tokens": new_rows, "new_embedding_size": rows})
     (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle; result.json holds the config's digest
     files = sync_and_describe(staged)

@@ -37,7 +37,7 @@ from trainer.engine import Engine
 from trainer.failures import classify
 from trainer.files import write_json
 from trainer.interruption import StopCallback
-from trainer.model import grow_vocabulary, load_model, load_tokenizer
+from trainer.model import find_new_tokens, grow_vocabulary, load_model, load_tokenizer
 from trainer.progress import ProgressWriter, read_history, summarize_losses
 from trainer.rank import RankChannel, RankOutcome, RunOrder
 from trainer.resume import check_resume
@@ -76,7 +76,10 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     multiple_of = settings.values["embedding_size_multiple_of"]
     new_rows = grow_vocabulary(model, loaded, multiple_of=multiple_of, say=channel.notice)
     sample_before(model, tokenizer, data.statistics, settings, output_dir)
-    model = apply_peft(model, settings, tokenizer, new_rows=new_rows, say=channel.notice)
+    new_tokens = find_new_tokens(model, loaded, new_rows=new_rows)
+    model = apply_peft(
+        model, settings, tokenizer, new_rows=new_rows, new_tokens=new_tokens, say=channel.notice
+    )
 
     finite = FiniteCallback(loss_limit(len(tokenizer)))
     engine = Engine(

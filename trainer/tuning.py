@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import Settings
 from trainer.activation import read_invocation
 from trainer.misfit import check_saved_modules, choose_targets, explain_misfit, spare_routers
+from trainer.new_tokens import tie_adapters, train_new_tokens
 
 _PROMPT_KEYS = ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text")
 
@@ -31,11 +32,13 @@ def apply_peft(
     tokenizer: PreTrainedTokenizerBase,
     *,
     new_rows: int,
+    new_tokens: Sequence[int] = (),
     say: Callable[[str], None],
 ) -> Any:
     """The model as it is trained.
 
     :param new_rows: by how much the vocabulary grew; the adapter then carries the embeddings
+    :param new_tokens: ids that the base was never trained on
     :param say: what the config left open and was chosen here, a sentence
     :raises ConfigError: the adapter does not fit the model
     :raises DataError: nothing would be trained
@@ -50,6 +53,8 @@ def apply_peft(
         config.target_modules = choose_targets(model, say)
     if isinstance(config, LoraConfig):
         spare_routers(config, model, say)
+        tie_adapters(config, model, settings, say)
+    train_new_tokens(config, model, new_tokens, settings.values, say)
     check_saved_modules(model, settings.values)
     try:
         tuned = get_peft_model(model, config)

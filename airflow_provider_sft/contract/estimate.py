@@ -216,7 +216,14 @@ def _count_trained(values: Mapping[str, Any], model: ModelSize) -> int:
         for shape in _targets(values.get("target_modules"), model)
     ]
     whole = [shape for m, shape in model.matrices.items() if _ends_in(m, values.get("modules_to_save") or ())]
-    return sum(per_matrix) + sum(map(math.prod, whole))
+    return sum(per_matrix) + sum(map(math.prod, whole)) + _count_new_rows(values, model)
+
+
+def _count_new_rows(values: Mapping[str, Any], model: ModelSize) -> int:
+    """The rows of new tokens, in the embedding and in the LM head."""
+    if values.get("train_new_tokens") is False:
+        return 0
+    return 2 * len(values.get("add_special_tokens") or ()) * model.hidden_size
 
 
 def _targets(wanted: Any, model: ModelSize) -> list[Shape]:

@@ -269,9 +269,12 @@ def test_type_that_transformers_does_not_know_is_64(base):
         load_whole_model(str(base))
 
 
-def test_argument_that_the_model_does_not_take_is_64(base):
+@pytest.mark.parametrize(
+    "wrong", [{"attn_implementation": "none"}, {"hidden_size": "wide"}, {"no_such": 1}, {"key_mapping": 3}]
+)
+def test_argument_that_the_model_does_not_take_is_64(base, wrong):
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_whole_model(str(base), attn_implementation="none_such")
+        load_whole_model(str(base), **wrong)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")

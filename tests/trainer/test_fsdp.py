@@ -82,7 +82,7 @@ def test_sharded_run_rotates_its_checkpoints_and_resumes_bit_equal(
     config, fsdp_env, run_trainer, tmp_path, state, method, expected
 ):
     out, env = tmp_path / "out", fsdp_env | {"FSDP_STATE_DICT_TYPE": state}
-    config |= {"peft_method": method}
+    config |= {"peft_method": method, "add_special_tokens": ["complaint"]}
     first = run_trainer(config, **env)
     assert (first.result["distributed"], first.result["world_size"]) == ("fsdp2", 2)
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]

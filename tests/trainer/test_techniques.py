@@ -379,9 +379,13 @@ def test_run_of_lora_with_added_tokens_saves_old_rows_as_they_were(tune, tiny_mo
     base = load_file(tiny_model_dir / "model.safetensors")
     ends = {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}
     for name in ends.values():
-        saved, old = adapter.pop(f"base_model.model.{name}"), base[name]
+        prefix, old = f"base_model.model.{name.removesuffix('weight')}token_adapter", base[name]
+        saved = adapter.pop(f"{prefix}.base_layer.weight")
         assert torch.equal(saved[:400], old)
         torch.testing.assert_close(saved[400:], old.mean(dim=0).expand(8, -1))
+        assert (
+            adapter.pop(f"{prefix}.trainable_tokens_delta").shape[0] == 2
+        )  # of the two tokens, not of the padding
     assert set(adapter) == saved_names(
         modules("self_attn.q_proj", "self_attn.v_proj"), "lora_A.weight", "lora_B.weight"
     )

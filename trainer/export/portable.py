@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from airflow_provider_sft.contract.adapter_files import TensorEntry
 from airflow_provider_sft.contract.adapter_layout import scaling_of
 from airflow_provider_sft.contract.errors import ExportError
 from airflow_provider_sft.contract.vllm_releases import MAX_LORA_RANKS
-from trainer.export.building import add_zero_rows, computed, widen_columns
+from trainer.export.building import add_zero_rows, computed, rearranged, widen_columns
 from trainer.export.experts import expert_layers, plain_modules, write_experts
 from trainer.export.numbers import Array, read_array
 from trainer.export.source import LoraModule, Source
@@ -170,9 +171,24 @@ def _new_embeddings(vocabulary: Vocabulary) -> Iterator[OutTensor]:
         rows = vocabulary.new_rows(side)
         if len(rows) == 1:
             yield keep_tensor(NEW_EMBEDDINGS_KEYS[side], rows[0])
+        elif (
+            len({row.dtype for row in rows}) > 1
+        ):  # trained in float32, beside rows of padding as the base has them
+            yield rearranged(
+                NEW_EMBEDDINGS_KEYS[side],
+                "F32",
+                (vocabulary.num_new, rows[0].shape[1]),
+                partial(_stack, rows),
+            )
         elif rows:
             shape = (vocabulary.num_new, rows[0].shape[1])
             yield OutTensor(NEW_EMBEDDINGS_KEYS[side], rows[0].dtype, shape, lambda rows=rows: rows)  # type: ignore[misc]
+
+
+def _stack(rows: list[TensorEntry]) -> Array:
+    import numpy as np
+
+    return np.concatenate([read_array(row) for row in rows])
 
 
 def _describe_losses(source: Source, vocabulary: Vocabulary) -> list[str]:

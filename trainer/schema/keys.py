@@ -35,8 +35,8 @@ class ModelKeys:
     )
     tokenizer_name_or_path: str | None = key(
         None,
-        "Another tokenizer than the model's: a directory or a Hub id. When set, no special tokens are added for "
-        "known tokenizer classes.",
+        "Another tokenizer than the model's: a directory or a Hub id. add_special_tokens are added to it too; it gets "
+        "no EOS token of ours where it has none.",
     )
     attn_implementation: str = key(
         "auto",
@@ -56,6 +56,12 @@ class ModelKeys:
     )
     add_special_tokens: list[str] | None = key(
         None, "Tokens to add to the vocabulary, for example the markers of a chat format."
+    )
+    train_new_tokens: bool = key(
+        True,
+        "Train the rows of new tokens with a LoRA or aLoRA adapter (PEFT's trainable_token_indices of exactly these rows), "
+        "unless target_modules, modules_to_save or trainable_token_indices train them already. false leaves them as they "
+        "start: the mean of the known rows.",
     )
     cache_dir: str | None = key(None, "Where downloads from the Hub are kept.")
 
