@@ -113,7 +113,11 @@ def _takes_rows(end: nn.Module) -> bool:
     """PEFT computes with the weight itself: a bias, or a forward other than torch's, would be lost."""
     if isinstance(end, nn.Embedding):
         return type(end).forward is nn.Embedding.forward or hasattr(end, "embed_scale")
-    return isinstance(end, nn.Linear) and end.bias is None and type(end).forward is nn.Linear.forward
+    return (
+        isinstance(end, nn.Linear)
+        and getattr(end, "bias", None) is None
+        and type(end).forward is nn.Linear.forward
+    )
 
 
 def _is_adapted(name: str, config: LoraConfig) -> bool:

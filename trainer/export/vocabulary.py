@@ -118,7 +118,9 @@ def _trained_tokens(source: Source, module: str) -> list[int]:
     tokens = source.config.get("trainable_token_indices") or []
     if isinstance(tokens, dict):
         named = (ids for name, ids in tokens.items() if module == name or module.endswith(f".{name}"))
-        tied = next(iter(tokens.values()), [])  # PEFT has a tied output follow the one that is named
+        tied: list[int] = next(
+            iter(tokens.values()), []
+        )  # PEFT has a tied output follow the one that is named
         return list(next(named, tied))
     return list(tokens)
 
