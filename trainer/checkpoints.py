@@ -8,13 +8,13 @@ None counts that would import more than tensors need.
 
 from __future__ import annotations
 
-import json
+import errno
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from trainer.files import (
     digest_json,
@@ -25,12 +25,16 @@ from trainer.files import (
     sync_directory,
     write_json,
 )
+from trainer.model_damage import find_tensor_flaw
 from trainer.pickles import find_unsafe_pickles
 
 MANIFEST_FILE = "manifest.json"
 STAGING_DIR = ".staging"
+_STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_HEADER_LENGTH_BYTES = 8
+# Of a volume that does not answer now: the retry may read what is there.
+_NOT_NOW = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+_SHOWN_SKIPS = 5
 
 
 class CheckpointStore:
@@ -66,13 +70,18 @@ class CheckpointStore:
         return final
 
     def newest_valid(self, say: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint that is whole; `say` hears of each that was skipped, and why."""
+        """The newest checkpoint that is whole; `say` hears of those that were skipped, and why."""
+        skipped, found = 0, None
         for checkpoint in self._newest_first():
-            if flaw := find_flaw(checkpoint):
+            if not (flaw := find_flaw(checkpoint) or _misnamed(checkpoint)):
+                found = checkpoint
+                break
+            skipped += 1
+            if skipped <= _SHOWN_SKIPS:
                 say(f"Skipped {checkpoint.name}: {flaw}.")
-            else:
-                return checkpoint
-        return None
+        if skipped > _SHOWN_SKIPS:
+            say(f"Skipped {skipped - _SHOWN_SKIPS} more checkpoints that are not whole.")
+        return found
 
     def newest(self) -> Path | None:
         """The newest published one; whether it is whole, `newest_valid` tells."""
@@ -117,8 +126,37 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(match[1]) if match else -1
 
 
+def recorded_step(checkpoint: Path) -> int:
+    """The step that the checkpoint's state says, whatever its directory is called."""
+    step = (read_json(checkpoint / _STATE_FILE) or {}).get("global_step")
+    return step if _is_step(step) else checkpoint_step(checkpoint)
+
+
+def _is_step(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _misnamed(checkpoint: Path) -> str | None:
+    step = recorded_step(checkpoint)
+    if step == checkpoint_step(checkpoint):
+        return None
+    return f"its {_STATE_FILE} is that of step {step}; rename it to checkpoint-{step} to resume from it"
+
+
 def find_flaw(checkpoint: Path) -> str | None:
-    """Why `checkpoint` cannot be trusted, or None."""
+    """Why `checkpoint` cannot be trusted, or None.
+
+    :raises OSError: the volume does not answer now
+    """
+    try:
+        return _find_flaw(checkpoint)
+    except OSError as error:
+        if error.errno in _NOT_NOW:
+            raise
+        return f"{Path(error.filename or checkpoint).name} cannot be read ({error.strerror})"
+
+
+def _find_flaw(checkpoint: Path) -> str | None:
     if not checkpoint.is_dir():
         return "it does not exist"
     manifest = read_json(checkpoint / MANIFEST_FILE)
@@ -130,32 +168,19 @@ def find_flaw(checkpoint: Path) -> str | None:
 
 
 def _foreign_flaws(checkpoint: Path) -> Iterator[str]:
-    state = read_json(checkpoint / "trainer_state.json")
-    if state is None or "global_step" not in state:
-        yield "trainer_state.json is missing or damaged"
+    if not _is_step((read_json(checkpoint / _STATE_FILE) or {}).get("global_step")):
+        yield f"{_STATE_FILE} is missing or damaged"
     weights = list(checkpoint.glob("*.safetensors")) + list(checkpoint.glob("pytorch_model_fsdp_*/*"))
     if not weights:
         yield "it has no weights in safetensors"
     for path in checkpoint.glob("*.safetensors"):
-        if not _is_whole_safetensors(path):
-            yield f"{path.name} is cut short"
+        if flaw := find_tensor_flaw(path):
+            yield f"{path.name} is damaged: {flaw}"
     if not list(checkpoint.glob("optimizer*")):
         yield "it has no optimizer state"
     if not list(checkpoint.glob("rng_state*.pth")):
         yield "it has no random-number state"
     yield from find_unsafe_pickles(checkpoint)
-
-
-def _is_whole_safetensors(path: Path) -> bool:
-    """The header is JSON and the file ends where its last tensor does (safetensors' format)."""
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
-        try:
-            header = json.loads(file.read(header_bytes))
-        except ValueError:
-            return False
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    return path.stat().st_size == _HEADER_LENGTH_BYTES + header_bytes + max(ends, default=0)
 
 
 def _list_files(directory: Path) -> list[Path]:

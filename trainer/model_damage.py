@@ -88,13 +88,17 @@ def _shards(index: Path) -> Iterator[Path]:
 def _check_tensors(path: Path) -> None:
     """:raises NotFoundError: the header is not that of a whole safetensors file"""
     _check_readable(path)
+    if flaw := find_tensor_flaw(path):
+        raise NotFoundError(f"{path} is damaged: {flaw}. {_COPY_AGAIN}")
+
+
+def find_tensor_flaw(path: Path) -> str:
+    """Why `path` is not a whole safetensors file, by its header and size; empty where it is."""
     try:
         tensors = read_tensor_file(path).tensors
-        flaw = _find_flaw(list(tensors.items()), path.stat().st_size)
+        return _find_flaw(list(tensors.items()), path.stat().st_size)
     except (ExportError, AttributeError, TypeError, ValueError, RecursionError) as error:
-        flaw = str(error).removeprefix(f"{path} ").removesuffix(" Save it again.").rstrip(".")
-    if flaw:
-        raise NotFoundError(f"{path} is damaged: {flaw}. {_COPY_AGAIN}")
+        return str(error).removeprefix(f"{path} ").removesuffix(" Save it again.").rstrip(".")
 
 
 def _find_flaw(tensors: list[tuple[str, TensorEntry]], size_bytes: int) -> str:

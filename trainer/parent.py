@@ -21,7 +21,7 @@ from airflow_provider_sft.contract.errors import (
 from airflow_provider_sft.contract.names import PROGRESS_FILE, RUN_ID_ENV_VAR
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings, resolve_config
-from trainer.checkpoints import CheckpointStore, checkpoint_step, find_flaw
+from trainer.checkpoints import CheckpointStore, checkpoint_step, find_flaw, recorded_step
 from trainer.data.files import digest_data, locate_data
 from trainer.devices import find_gpus
 from trainer.failures import classify
@@ -163,7 +163,7 @@ class Attempt:
         Trained.forget(self.run_dir.path)
         if resume_from := self._choose_checkpoint():
             log.info("Attempt %d resumes from %s.", self.number, resume_from.name)
-            self.resumed_from_step = checkpoint_step(resume_from)
+            self.resumed_from_step = recorded_step(resume_from)
         model_dir = self.settings.values.get("save_model_dir") or self.settings.values["output_dir"]
         order = RunOrder(
             config=self.config,

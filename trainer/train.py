@@ -29,7 +29,7 @@ from trainer.activation import check_invocation
 from trainer.arguments import build_training_args, effective_distributed
 from trainer.attention import choose_attention
 from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, loss_limit
-from trainer.checkpoints import CheckpointStore, checkpoint_step
+from trainer.checkpoints import CheckpointStore, recorded_step
 from trainer.consensus import StopSignal, share_from_rank_zero
 from trainer.controller.callback import build_controller
 from trainer.data.prepare import prepare_data
@@ -141,7 +141,7 @@ def build_reporters(
     writer = ProgressWriter(
         output_dir,
         attempt=order.attempt,
-        resumed_from_step=checkpoint_step(Path(resume_from)) if resume_from else 0,
+        resumed_from_step=recorded_step(Path(resume_from)) if resume_from else 0,
         training_logs_file=settings.values["training_logs_filename"],
     )
     return [ProgressCallback(writer), *build_trackers(settings, output_dir, say=channel.notice)]

@@ -48,7 +48,7 @@ def read_tensor_file(path: Path) -> TensorFile:
             return _parse_header(path, json.loads(file.read(length)), _LENGTH_BYTES + length, size_bytes)
     except FileNotFoundError as error:
         raise ExportError(f"{path} does not exist. Save the adapter as safetensors.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(f"{path} is no safetensors file ({error!r}). Save it again.") from error
 
 

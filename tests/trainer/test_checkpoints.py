@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.checkpoints import MANIFEST_FILE, CheckpointStore, find_flaw
+from trainer.checkpoints import MANIFEST_FILE, CheckpointStore, find_flaw, recorded_step
 
 
 def stage(store: CheckpointStore, step: int) -> None:
@@ -216,7 +216,7 @@ def test_checkpoint_of_plain_transformers_is_taken(tmp_path):
         (lambda path: (path / "model.safetensors").unlink(), "it has no weights in safetensors"),
         (
             lambda path: (path / "model.safetensors").open("r+b").truncate(60),
-            "model.safetensors is cut short",
+            "model.safetensors is damaged: is no safetensors file, or is cut short",
         ),
     ],
 )
@@ -224,3 +224,68 @@ def test_incomplete_checkpoint_of_plain_transformers_is_not(tmp_path, break_it, 
     checkpoint = leave_foreign(tmp_path)
     break_it(checkpoint)
     assert find_flaw(checkpoint) == flaw
+
+
+def header(text: bytes, tail: bytes = b"") -> bytes:
+    return len(text).to_bytes(8, "little") + text + tail
+
+
+ONE_TENSOR = b'{"w":{"dtype":"F32","shape":[8],"data_offsets":[%s]}}'
+DAMAGED_HEADERS = {
+    "length of 2^64 - 1": b"\xff" * 8 + b"{}",
+    "length of 40 GiB": (40 << 30).to_bytes(8, "little") + b"{}",
+    "nothing": b"",
+    "a list": header(b"[1, 2]"),
+    "not JSON": header(b"{nothing"),
+    "not UTF-8": header(b'{"\xff\xfe": 1}'),
+    "nested deeply": header(b"[" * 100_000),
+    "no data_offsets": header(b'{"w":{"dtype":"F32","shape":[8]}}', bytes(32)),
+    "one offset": header(ONE_TENSOR % b"0", bytes(32)),
+    "offsets of text": header(ONE_TENSOR % b'"0","32"', bytes(32)),
+    "offsets beyond the file": header(ONE_TENSOR % b"0,3200", bytes(32)),
+    "another shape": header(ONE_TENSOR % b"0,16", bytes(16)),
+    "bytes that no tensor has": header(ONE_TENSOR % b"0,32", bytes(40)),
+    "a tensor of text": header(b'{"w": "x"}'),
+}
+DAMAGED_STATES = ['{"global_step": "x"}', '{"global_step": true}', '{"global_step": -1}', "{}", "[" * 100_000]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(pytest.param("model.safetensors", content, id=name) for name, content in DAMAGED_HEADERS.items()),
+        *(pytest.param("trainer_state.json", state.encode(), id=state[:24]) for state in DAMAGED_STATES),
+        pytest.param("optimizer.pt", b"PK\x03\x04" + bytes(64), id="optimizer"),
+        pytest.param("manifest.json", b'{"files": {"\\u0000": {}, "a": 1}}', id="manifest of other types"),
+        pytest.param("manifest.json", b'{"files": {"%s": {"size_bytes": 1, "sha256": 2}}}' % (b"x" * 999), id="manifest of a long name"),
+        pytest.param("manifest.json", b"\xff", id="manifest of bytes"),
+    ],
+)  # fmt: skip
+def test_checkpoint_without_manifest_that_is_damaged_is_skipped_for_the_whole_one_before(
+    store, name, content
+):
+    publish(store, 4)
+    (leave_foreign(store.output_dir) / name).write_bytes(content)
+    checkpoint, said = newest(store)
+    assert checkpoint == "checkpoint-4"
+    assert len(said) == 1
+    assert said[0].startswith("Skipped checkpoint-8: ")
+
+
+def test_checkpoint_of_another_step_than_its_name_is_skipped_and_its_step_named(store):
+    publish(store, 4)
+    leave_foreign(store.output_dir, step=6).rename(store.output_dir / "checkpoint-2099")
+    checkpoint, said = newest(store)
+    assert (checkpoint, recorded_step(store.output_dir / "checkpoint-2099")) == ("checkpoint-4", 6)
+    assert said == [
+        "Skipped checkpoint-2099: its trainer_state.json is that of step 6; rename it to checkpoint-6 to resume from it."
+    ]
+
+
+def test_many_broken_checkpoints_are_six_sentences(store):
+    publish(store, 4)
+    for step in range(1000, 1040):
+        (store.output_dir / f"checkpoint-{step}").mkdir()
+    checkpoint, said = newest(store)
+    assert checkpoint == "checkpoint-4"
+    assert (len(said), said[-1]) == (6, "Skipped 35 more checkpoints that are not whole.")

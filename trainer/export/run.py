@@ -28,6 +28,7 @@ from trainer.export.source import Source, read_source
 from trainer.export.switch import exclusive, publish_directory, staging, switch_files
 from trainer.export.tensor_writer import write_bytes, write_tensor_file
 from trainer.export.vocabulary import Vocabulary, read_vocabulary
+from trainer.files import make_readable
 
 ExportMode = Literal["adapter", "merged", "both"]
 
@@ -221,7 +222,7 @@ def _open_to_others(paths: Iterable[Path]) -> None:
     mode = 0o666 & ~_umask()
     for path in paths:
         if stat.S_IMODE(path.stat().st_mode) != mode:
-            path.chmod(mode)
+            make_readable(path, mode)
 
 
 def _umask() -> int:

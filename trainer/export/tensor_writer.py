@@ -12,6 +12,7 @@ from pathlib import Path
 
 from airflow_provider_sft.contract.adapter_files import TensorEntry
 from trainer.export.tensors import DTYPE_BYTES, Chunk, OutTensor
+from trainer.files import naming
 
 _BLOCK_BYTES = 1 << 20
 _PAGE_BYTES = 4096
@@ -38,8 +39,9 @@ def create_file(path: Path) -> Iterator[int]:
     """A new file, readable by whom the umask allows (mode 0666 & ~umask), on disk when the block ends."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
-        yield descriptor
-        os.fsync(descriptor)
+        with naming(path):
+            yield descriptor
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
