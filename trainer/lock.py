@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from airflow_provider_sft.contract.errors import LockedError
 from trainer.files import read_json, write_json
+from trainer.run_time import RunTime
 
 LOCK_FILE = ".sft.lock"
 RECORD_FILE = ".sft.lock.json"
@@ -90,8 +91,8 @@ class RunLock:
         same_boot = (holder.get("host"), holder.get("boot")) == (self._record["host"], self._record["boot"])
         if same_boot and (self._has_file_lock or not _is_alive(holder.get("pid"))):
             return True
-        deadline = time.monotonic() + _STALE_S
-        while time.monotonic() < deadline:
+        watched = RunTime(_BEAT_S)  # where both were frozen, the holder had no time for a beat
+        while watched.tick() < _STALE_S:
             time.sleep(_BEAT_S / 4)
             now = read_json(self._record_path)
             if now is None:

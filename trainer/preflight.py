@@ -14,9 +14,9 @@ from airflow_provider_sft.contract.errors import ConfigError, MemoryExhaustedErr
 from airflow_provider_sft.contract.estimate import Estimate, describe_bytes, estimate_run
 from airflow_provider_sft.contract.extras import find_missing_extras
 from airflow_provider_sft.contract.settings import Settings
+from trainer.cgroup import memory_limit_bytes
 from trainer.controller.file import read_controller_plan
 from trainer.paths import check_places
-from trainer.supervise import memory_limit_bytes
 from trainer.tracker_settings import find_tracker_mistakes
 
 

@@ -2,7 +2,7 @@
 
 run.json          parent → ranks: what to do
 parent-pid        the parent's process id: ranks end when it is gone
-heartbeat-<rank>  touched by a rank at every sign of life
+heartbeat-<rank>  its time, in seconds, is the number of signs of life that a rank has given: a full disk takes that too
 pid-<rank>        the rank's process id, for signals
 outcome-<rank>    rank → parent: how it ended; the earliest failure is the run's
 notices-<rank>    sentences for the result, a JSON string a line
@@ -65,6 +65,7 @@ class RankChannel:
         self._scratch_dir = scratch_dir
         self.rank = rank
         self._heartbeat = scratch_dir / f"heartbeat-{rank}"
+        self._beats = 0
 
     @classmethod
     def open(cls, environ: Mapping[str, str]) -> RankChannel:
@@ -83,7 +84,10 @@ class RankChannel:
 
     def beat(self) -> None:
         """A sign of life: a step, a batch of evaluation, a chunk of data, a save."""
-        self._heartbeat.touch()
+        self._beats += 1
+        if self._beats == 1:
+            self._heartbeat.touch()
+        os.utime(self._heartbeat, (self._beats, self._beats))
 
     def notice(self, sentence: str) -> None:
         """For people: in the log and in the result. Rank 0 alone is heard."""
@@ -121,20 +125,21 @@ class ParentChannel:
         (scratch_dir / "parent-pid").write_text(str(os.getpid()), encoding="ascii")
         write_json(scratch_dir / "run.json", asdict(order))
 
-    def rank_pids(self) -> list[int]:
-        pids = []
+    def rank_pids(self) -> dict[int, int]:
+        """By rank."""
+        pids = {}
         for path in self.scratch_dir.glob("pid-*"):
-            with contextlib.suppress(OSError, ValueError):
-                pids.append(int(path.read_text(encoding="ascii")))
+            with contextlib.suppress(OSError, ValueError):  # just being written
+                pids[int(path.name.removeprefix("pid-"))] = int(path.read_text(encoding="ascii"))
         return pids
 
-    def oldest_heartbeat(self) -> tuple[int, float] | None:
-        """The rank that has been silent longest, and since when (seconds since the epoch)."""
-        beats = []
+    def beats(self) -> dict[int, int]:
+        """How many signs of life each rank has given."""
+        beats = {}
         for path in self.scratch_dir.glob("heartbeat-*"):
             with contextlib.suppress(OSError):
-                beats.append((path.stat().st_mtime, int(path.name.removeprefix("heartbeat-"))))
-        return (min(beats)[1], min(beats)[0]) if beats else None
+                beats[int(path.name.removeprefix("heartbeat-"))] = int(path.stat().st_mtime)
+        return beats
 
     def outcomes(self) -> list[RankOutcome]:
         """By rank."""

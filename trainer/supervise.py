@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from airflow_provider_sft.contract.errors import (
-    HangError,
     InternalError,
     InterruptedRunError,
     LostRankError,
@@ -20,10 +19,12 @@ from airflow_provider_sft.contract.errors import (
     SFTError,
 )
 from airflow_provider_sft.contract.exit_codes import ExitCode
-from airflow_provider_sft.contract.progress import describe_duration
+from trainer.cgroup import count_oom_kills, memory_limit_bytes
 from trainer.launch import RANK_MODULE, Launch
+from trainer.liveness import Liveness
 from trainer.rank import ParentChannel, RankOutcome
 from trainer.stop import StopRequest
+from trainer.tether import tether
 
 _POLL_S = 0.1
 # After the first rank failed, the others get this long to notice before they are killed.
@@ -54,37 +55,32 @@ class Supervisor:
             outside (killed, out of memory, hung, interrupted)
         """
         oom_kills_before = count_oom_kills()
-        started = time.time()
         self.stop.on_signal = self._pass_on
         # A session of its own: a terminal's Ctrl-C reaches the parent alone, and the whole group can be ended.
-        process = subprocess.Popen(self.launch.argv, env=dict(self.env), start_new_session=True)  # noqa: S603
+        command = tether(self.launch.argv)
+        process = subprocess.Popen(command, env=dict(self.env), start_new_session=True)  # noqa: S603
         self._process = process
         if self.stop.count:
             self._pass_on(self.stop.count)
         try:
-            self._watch(process, started)
+            self._watch(process)
         finally:
             self._kill_all(process.pid)
             process.wait()
             self.stop.on_signal = None
         return self._conclude(process.returncode, oom=count_oom_kills() > oom_kills_before)
 
-    def _watch(self, process: subprocess.Popen[bytes], started: float) -> None:
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        ranks = self.launch.world_size // self.launch.nodes.count
+        liveness = Liveness(range(self._first_rank, self._first_rank + ranks), self.hang_timeout_s)
         failed_at = 0.0
         while process.poll() is None:
             time.sleep(_POLL_S)
-            self._check_alive(started)
+            liveness.check(self.channel.beats(), self.channel.rank_pids())
             if not failed_at and any(outcome.exit_code for outcome in self.channel.outcomes()):
                 failed_at = time.monotonic()
             if failed_at and time.monotonic() - failed_at > _LINGER_S:
                 return
-
-    def _check_alive(self, started: float) -> None:
-        rank, since = self.channel.oldest_heartbeat() or (0, started)
-        if self.hang_timeout_s and time.time() - max(since, started) > self.hang_timeout_s:
-            raise HangError(
-                f"Rank {rank} showed no sign of life for {describe_duration(self.hang_timeout_s)} (hang_timeout_s)."
-            )
 
     def _pass_on(self, count: int) -> None:
         """In a signal's middle: it sends signals and waits for nothing."""
@@ -94,7 +90,7 @@ class Supervisor:
             self._kill_all(process.pid)
             return
         # The ranks themselves, not accelerate's launcher: it would end them after 30 s, saved or not.
-        for pid in self.channel.rank_pids() or [process.pid]:
+        for pid in self.channel.rank_pids().values() or [process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
@@ -102,7 +98,7 @@ class Supervisor:
         """Whatever is left, stopped processes too: the launcher's group, and the ranks, which have sessions of their
         own under it.
         """
-        for pid in self.channel.rank_pids():
+        for pid in self.channel.rank_pids().values():
             if is_running(pid, RANK_MODULE):
                 _kill(os.kill, pid)
         _kill(os.killpg, launcher)
@@ -132,10 +128,12 @@ class Supervisor:
     def _unexplained(self, returncode: int, *, oom: bool) -> SFTError:
         if oom:
             limit = memory_limit_bytes()
-            shown = f" of {limit / 2**30:.1f} GiB" if limit else ""
-            return MemoryExhaustedError(
-                f"The container's memory limit{shown} was reached and a rank was killed."
+            reached = (
+                f"The container's memory limit of {limit / 2**30:.1f} GiB was reached"
+                if limit
+                else "The host ran out of memory"
             )
+            return MemoryExhaustedError(f"{reached} and a rank was killed.")
         if returncode < 0:
             return LostRankError(f"A rank was killed by {signal.Signals(-returncode).name}.")
         if self.launch.world_size > 1:
@@ -158,23 +156,3 @@ def is_running(pid: int, module: str) -> bool:
     with contextlib.suppress(OSError):
         return module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return False
-
-
-def count_oom_kills() -> int:
-    """How often the kernel has killed in this container's cgroup for memory (v2, then v1)."""
-    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        with contextlib.suppress(OSError, ValueError):
-            for line in Path(path).read_text(encoding="ascii").splitlines():
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-    return 0
-
-
-def memory_limit_bytes() -> int | None:
-    """The container's memory limit, None where there is none."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            limit = int(Path(path).read_text(encoding="ascii"))
-            # cgroup v1 writes a huge number for no limit.
-            return limit if limit < 1 << 60 else None
-    return None

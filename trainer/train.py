@@ -6,9 +6,11 @@ config → tokenizer → data → model → PEFT → train → save, from top to
 from __future__ import annotations
 
 from trainer.streams import log_to_stderr, outlast_readers
+from trainer.tether import end_with_starter
 
 if __name__ == "__main__":
-    # Before all other imports: some of them keep the stderr that they find.
+    # Before all other imports: they take seconds, and some of them keep the stderr that they find.
+    end_with_starter()
     outlast_readers()
 
 import logging

@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 from tests.trainer.test_refusals import wait_for
-from tests.trainer.test_resume import assert_bit_equal, step_reached, weights
+from tests.trainer.test_resume import assert_bit_equal, is_alive, step_reached, weights
 from trainer.progress import read_history
 
 TWO = {"SET_NUM_PROCESSES_TO_NUM_GPUS": "False"}
@@ -80,8 +80,25 @@ def test_stopped_rank_ends_the_run_205_within_the_hang_timeout(two_ranks, start_
     stopped = rank_process(run.process.pid, 1)
     stopped.send_signal(signal.SIGSTOP)
     assert run.wait(timeout_s=90) == 205, run.stderr[-3000:]
-    assert "showed no sign of life for 30 s (hang_timeout_s)" in run.result["reason"]
+    assert run.result["reason"] == (
+        "Rank 1 is stopped (SIGSTOP) and showed no sign of life for 30 s (hang_timeout_s)."
+    )
     assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
+
+
+def test_parent_killed_at_the_rendezvous_takes_the_launcher_along(lora_config, start_trainer):
+    """The second node of two, whose first answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as node_zero:
+        node_zero.settimeout(120)
+        node = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(node_zero.getsockname()[1])}
+        run = start_trainer(lora_config, WORLD_SIZE="2", RANK="1", **node)
+        connection, _ = node_zero.accept()
+        below = psutil.Process(run.process.pid).children(recursive=True)
+        assert "accelerate.commands.launch" in below[0].cmdline()
+        run.process.kill()
+        run.process.wait()
+        wait_for(lambda: not any(is_alive(process) for process in below), timeout_s=10)
+        connection.close()
 
 
 def test_first_failing_ranks_code_and_sentence_are_the_runs(two_ranks, run_trainer, tmp_path):
