@@ -69,7 +69,10 @@ class FiniteCallback(TrainerCallback):
             raise DivergedError(f"The gradient is {grad_norm} at step {step}: training diverged.")
         was_zero, self._was_zero = self._was_zero, grad_norm == 0
         if was_zero and self._was_zero and float(loss) > _NO_LOSS:
-            raise DivergedError(f"The gradient is 0 at step {step} while the loss is not: training diverged.")
+            raise DivergedError(
+                f"The gradient is 0 at step {step} while the loss is not: nothing can be learned any more.",
+                advice="Lower learning_rate, or lora_dropout where it is close to 1.",
+            )
 
     def on_log(
         self,

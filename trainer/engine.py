@@ -23,6 +23,7 @@ from trainer.data.masking import NOT_TRAINED
 from trainer.data.positions import Batch, LabelPositions
 from trainer.files import prove_writable, read_json, write_json
 from trainer.interruption import EvaluationStopped
+from trainer.learning import WeightWatch
 from trainer.lm_head import adapts_head, lm_head_adapters_allowed, takes_positions
 from trainer.rehearsal import needs_rehearsal, rehearse
 from trainer.stream_place import StreamPlace, nothing_to_skip
@@ -64,6 +65,7 @@ class Engine(SFTTrainer):
         # Both losses below are normalised over the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.consensus = Consensus()
+        self.weights = WeightWatch(self.consensus)
         self._owes_evaluation = False
         self._unpaid: str | None = None  # the checkpoint that owes one
         self.trained_tokens, self.tokens_per_s = 0, 0.0
@@ -155,6 +157,7 @@ class Engine(SFTTrainer):
             left = read_json(Path(resume_from_checkpoint) / LEFT_FILE) or {}
             self._unpaid = resume_from_checkpoint if left.get("owes_evaluation") else None
             self.trained_tokens = int(left.get("trained_tokens", 0))
+            self.weights.resume(left.get("unchanged"))
         self._logged_at = self._train_began = time.monotonic()
         is_there = resume_from_checkpoint and self.place.load(Path(resume_from_checkpoint))
         with (
@@ -246,6 +249,7 @@ class Engine(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Into staging by transformers; then flushed, described by a manifest and renamed by one rank."""
         self.check_weights()
+        unchanged = self.weights.unchanged(self.model)
         step = self.state.global_step
         self._sum_counts()
         self._saving = True
@@ -265,7 +269,7 @@ class Engine(SFTTrainer):
             staged = self._store.staging_dir / f"checkpoint-{step}"
             self.state.save_to_json(str(staged / "trainer_state.json"))
             left = {"trained_tokens": self.trained_tokens, "owes_evaluation": self._owes_evaluation}
-            write_json(staged / LEFT_FILE, left)
+            write_json(staged / LEFT_FILE, left | {"unchanged": unchanged})
             self.place.save(staged)
             best = self.state.best_model_checkpoint
             self._store.publish(step, self._facts, best=Path(best) if best else None)

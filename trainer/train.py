@@ -14,6 +14,7 @@ if __name__ == "__main__":
     outlast_readers()
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -35,10 +36,12 @@ from trainer.checkpoints import CheckpointStore, recorded_step
 from trainer.consensus import StopSignal, share_from_rank_zero
 from trainer.controller.callback import build_controller
 from trainer.data.prepare import prepare_data
+from trainer.data.telling import describe_losses
 from trainer.engine import Engine
 from trainer.failures import classify
 from trainer.files import write_json
 from trainer.interruption import StopCallback
+from trainer.learning import check_schedule
 from trainer.model import find_new_tokens, grow_vocabulary, load_model, load_tokenizer
 from trainer.progress import ProgressWriter, read_history, summarize_losses
 from trainer.rank import RankChannel, RankOutcome, RunOrder
@@ -46,6 +49,7 @@ from trainer.resume import check_resume
 from trainer.run_dir import STATISTICS_FILE
 from trainer.samples import sample_after, sample_before
 from trainer.save import model_kind_of, save_final
+from trainer.summed_loss import SummedLossEngine, sums_loss
 from trainer.trackers import build_trackers
 from trainer.trained import Trained
 from trainer.tuning import apply_peft, build_quantization
@@ -66,9 +70,12 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
 
     data = prepare_data(settings, tokenizer, cache_dir=None, say=log.info, beat=channel.beat)
     write_json(output_dir / STATISTICS_FILE, dict(data.statistics)) if args.process_index == 0 else None
+    for sentence in describe_losses(data.statistics):
+        channel.notice(sentence)
     if settings.values.get("do_dataprocessing_only"):
         return {"trained_token_share": data.statistics["trained_token_share"]}
     check_invocation(data.train, settings, tokenizer, say=channel.notice)
+    check_schedule(args, data.train)
 
     transformers.set_seed(args.seed)
     attention, quantization = choose_attention(settings), build_quantization(settings)
@@ -83,8 +90,8 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
         model, settings, tokenizer, new_rows=new_rows, new_tokens=new_tokens, say=channel.notice
     )
 
-    finite = FiniteCallback(loss_limit(len(tokenizer)))
-    engine = Engine(
+    finite = FiniteCallback(math.inf if sums_loss(settings) else loss_limit(len(tokenizer)))
+    engine = (SummedLossEngine if sums_loss(settings) else Engine)(
         model=model,
         args=args,
         train_dataset=data.train,
@@ -99,7 +106,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     controller = build_controller(
         settings, engine.consensus, evaluates=data.validation is not None, say=channel.notice
     )
-    engine.use_callbacks(HeartbeatCallback(channel), finite, *controller, stopping)
+    engine.use_callbacks(HeartbeatCallback(channel), finite, engine.weights, *controller, stopping)
     if engine.is_world_process_zero():
         engine.use_callbacks(*build_reporters(channel, order, settings, resume_from))
 
@@ -110,6 +117,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
         raise InterruptedRunError(stopping.describe(engine.state.global_step))
 
     engine.check_weights()
+    engine.weights.check(engine.model, args, on_notice=channel.notice)
     files = save_final(engine, Path(order.model_dir), new_rows=new_rows)
     facts = describe_training(engine, order, data.statistics)
     if engine.is_world_process_zero():

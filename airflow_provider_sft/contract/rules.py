@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
 from airflow_provider_sft.contract.json_values import read_object_text
+from airflow_provider_sft.contract.learning_rules import find_idle_training
 from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
 from airflow_provider_sft.contract.paths import find_path_mistakes
 from airflow_provider_sft.contract.schema import config_keys
@@ -24,7 +25,7 @@ def find_contradictions(config: Config, *, allow_remote_code: bool) -> list[str]
     :param config: under present names, each value fit for its key
     :param allow_remote_code: the leave of whoever runs the pod; a config cannot give it
     """
-    mistakes = [sentence for rule in _RULES for sentence in rule(config)]
+    mistakes = [sentence for rule in _RULES for sentence in rule(config)] + find_idle_training(config)
     return mistakes if allow_remote_code else [*mistakes, *_remote_code(config)]
 
 
@@ -203,10 +204,12 @@ def _broken_object_text(config: Config) -> Iterator[str]:
 
 
 def _summed_loss(config: Config) -> Iterator[str]:
-    if config.get("enable_reduce_loss_sum") and tuning_method_of(config) == "none":
+    if not config.get("enable_reduce_loss_sum") or tuning_method_of(config) != "none":
+        return
+    if config.get("label_smoothing_factor") or config.get("loss_type", "nll") != "nll":
         yield (
-            "Config key 'enable_reduce_loss_sum' is true, and a summed loss is not offered: the loss is the mean over all "
-            "trained tokens of a step. Drop the key."
+            "Config key 'enable_reduce_loss_sum' is true, and a summed loss has neither label_smoothing_factor nor another "
+            "loss_type than 'nll'. Drop them, or 'enable_reduce_loss_sum'."
         )
 
 

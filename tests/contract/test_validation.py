@@ -268,8 +268,8 @@ WRONG = [
     ),
     ({"bf16": True, "fp16": True}, "Config keys 'bf16' and 'fp16' are both true. Keep one of them."),
     (
-        {"enable_reduce_loss_sum": True},
-        "Config key 'enable_reduce_loss_sum' is true, and a summed loss is not offered: the loss is the mean over all trained tokens of a step. Drop the key.",
+        {"enable_reduce_loss_sum": True, "label_smoothing_factor": 0.1},
+        "Config key 'enable_reduce_loss_sum' is true, and a summed loss has neither label_smoothing_factor nor another loss_type than 'nll'. Drop them, or 'enable_reduce_loss_sum'.",
     ),
     (
         {"output_dir": "/models/m/"},

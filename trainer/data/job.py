@@ -196,7 +196,6 @@ class PreparationJob:
             formats=formats,
             dropped=[entry for drop in drops for entry in drop.found.values()],
             max_length=self.max_length,
-            cuts=self._packing(role) not in _SPLITTING,
             decode=lambda ids: str(self._tokenizer.decode(ids)),
         )
 

@@ -47,13 +47,11 @@ def summarise(
     formats: Sequence[str],
     dropped: Sequence[DroppedRows],
     max_length: int,
-    cuts: bool,
     decode: Callable[[list[int]], str],
 ) -> Statistics:
     """
     :param paths: prepared rows, at least one in each
     :param formats: what the rows were, for people
-    :param cuts: whether rows that are too long were cut
     """
     sizes = measure_rows(paths)
     return describe_sizes(
@@ -61,7 +59,6 @@ def summarise(
         formats=formats,
         dropped=dropped,
         max_length=max_length,
-        cuts=cuts,
         samples=[mark_segments(ids, labels, decode) for ids, labels in islice(_read_tokens(paths), _SAMPLES)],
     )
 
@@ -72,7 +69,6 @@ def describe_sizes(
     formats: Sequence[str],
     dropped: Sequence[DroppedRows],
     max_length: int,
-    cuts: bool,
     samples: list[list[Segment]],
 ) -> Statistics:
     tokens, trained = int(sizes.lengths.sum()), int(sizes.trained.sum())
@@ -84,7 +80,7 @@ def describe_sizes(
         "trained_tokens": trained,
         "trained_token_share": round(trained / tokens, 4) if tokens else 0.0,
         "max_length": max_length,
-        "truncated_rows": int((whole > max_length).sum()) if cuts else 0,
+        "truncated_rows": int((sizes.lengths < whole).sum()),
         "dropped_rows": sum(entry["count"] for entry in dropped),
         "lengths": {
             "min": int(whole.min()),

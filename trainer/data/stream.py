@@ -11,6 +11,7 @@ import numpy as np
 from datasets.iterable_dataset import BufferShuffledExamplesIterable, ExamplesIterable
 
 from airflow_provider_sft.contract.errors import DataError
+from trainer.data.dropped import DropLog
 from trainer.data.files import DataSource, LocatedData
 from trainer.data.job import PreparationJob
 from trainer.data.masking import NOT_TRAINED
@@ -62,13 +63,13 @@ def look_at_stream(rows: Any, job: PreparationJob, decode: Callable[[list[int]],
             "The stream holds no row with a token to train. Correct the config's keys, or the data."
         )
     lengths = np.array([len(ids) for ids, _ in first])
+    sources = [source.rows for source in _sources(rows._ex_iterable) if isinstance(source, _PlacedRows)]  # noqa: SLF001
     trained = np.array([int((labels[1:] != NOT_TRAINED).sum()) for _, labels in first])
     return describe_sizes(
         RowSizes(lengths, lengths, trained),
         formats=[f"the first {len(first):,} rows of a stream"],
-        dropped=[],
+        dropped=[entry for source in sources for entry in source.dropped.found.values()],
         max_length=job.max_length,
-        cuts=False,  # not known: what is looked at has been cut
         samples=[mark_segments(ids, labels, decode) for ids, labels in first[:_SAMPLES]],
     )
 
@@ -98,9 +99,11 @@ class _StreamRows:
     def __init__(self, job: PreparationJob, spec: DatasetSpec, source: DataSource) -> None:
         self._job, self._spec, self._source = job, spec, source
         self.can_start_anywhere = can_start_anywhere(source)
+        self.dropped = DropLog()  # of the newest reading
 
     def read(self, start: RowPlace | None) -> Iterator[tuple[RowPlace, dict[str, Any]]]:
         pipeline = self._job.open_pipeline(self._spec, self._source, streaming=True, start=start)
+        self.dropped = pipeline.tokeniser.dropped
         files = {str(path): number for number, path in enumerate(self._source.files)}
         for chunk, encoded, kept in pipeline.tokeniser.tokenise(pipeline.chunks, pipeline.row_format):
             file, starts = files.get(chunk.path, 0), encoded.starts

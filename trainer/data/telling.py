@@ -8,6 +8,9 @@ from typing import Any
 from trainer.data.statistics import Segment
 
 _SHOWN_CHARS = 600
+# From this share of lost rows on, a person must know.
+_MUCH = 0.2
+_ROLES = {"train": "training", "validation": "validation"}
 _BRACKETS = {ord("⟦"): "\\u27e6", ord("⟧"): "\\u27e7"}  # of the row itself: ours say what is trained
 
 
@@ -33,6 +36,30 @@ def describe_statistics(name: str, statistics: Mapping[str, Any]) -> Iterator[st
         yield f"{name}: {entry['count']:,} rows left out, {entry['reason']}: {', '.join(entry['first'])}{more}."
     for number, sample in enumerate(statistics["samples"], 1):
         yield f"{name}: sample {number}, trained between ⟦ ⟧: {mark_trained(sample)}"
+
+
+def describe_losses(statistics: Mapping[str, Any]) -> Iterator[str]:
+    """For the result: a notice for each role of which a fifth of the rows or more was left out or cut."""
+    for name, part in (("train", statistics), ("validation", statistics.get("validation"))):
+        if part and (losses := _describe_loss(part)):
+            yield f"Of {part['rows'] + part['dropped_rows']:,} {_ROLES[name]} rows, {losses}."
+
+
+def _describe_loss(part: Mapping[str, Any]) -> str:
+    dropped, cut = part["dropped_rows"], part["truncated_rows"]
+    if dropped + cut < _MUCH * (part["rows"] + dropped) or not dropped + cut:
+        return ""
+    reasons = "; ".join(
+        f"{entry['count']:,} because {entry['reason']}, first {entry['first'][0]}"
+        for entry in part["dropped"]
+    )
+    losses = [
+        f"{dropped:,} were left out ({reasons})" if dropped else "",
+        f"{cut:,} were cut to {part['max_length']:,} tokens (raise max_seq_length to keep them whole)"
+        if cut
+        else "",
+    ]
+    return " and ".join(filter(None, losses))
 
 
 def mark_trained(sample: Sequence[Segment]) -> str:
