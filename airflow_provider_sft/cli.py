@@ -15,6 +15,7 @@ from airflow_provider_sft.cli_pod import add_pod_parser
 from airflow_provider_sft.contract.codec import Config, decode_text, encode_text, parse_config, read_text_file
 from airflow_provider_sft.contract.errors import ConfigError, SFTError
 from airflow_provider_sft.contract.names import CONFIG_ENV_VAR, CONFIG_PATH_ENV_VAR, MAX_ENV_CONFIG_BYTES
+from airflow_provider_sft.contract.plain_text import plain_text
 from airflow_provider_sft.vllm_check import add_vllm_check_parser
 
 _EXAMPLES = """\
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except SFTError as error:
-        sys.stderr.write(f"{error.reason}\n")
+        sys.stderr.write(f"{plain_text(error.reason)}\n")
         return error.exit_code
     except BrokenPipeError:  # `sft-config schema | head`
         sys.stderr.close()
@@ -118,7 +119,7 @@ def _validate(options: argparse.Namespace) -> int:
         read_config_argument(options.file), options.extra_keys, allow_remote_code=options.allow_remote_code
     )
     for notice in examination.notices:
-        sys.stderr.write(f"note: {notice}\n")
+        sys.stderr.write(f"note: {plain_text(notice)}\n")
     examination.refuse_wrong()
     print(f"{name_argument(options.file)}: the config is right.")
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.exit_codes import ExitCode
+from airflow_provider_sft.contract.plain_text import plain_text
 
 if TYPE_CHECKING:
     from airflow_provider_sft.contract.estimate import Estimate
@@ -60,10 +61,10 @@ def run_estimate(options: argparse.Namespace) -> int:
             f"The size of {settings.values['model_name_or_path']!r} is not known here: its files cannot be read and its "
             f"name says none. Add --model-parameters, for example --model-parameters 13B."
         )
-    sys.stdout.write("".join(f"{line}\n" for line in _describe(estimate, options)))
+    sys.stdout.write("".join(f"{plain_text(line)}\n" for line in _describe(estimate, options)))
     code = ExitCode.SUCCEEDED
     for kind, sentence in _find_lacks(estimate, options):
-        sys.stdout.write(f"{sentence}\n")
+        sys.stdout.write(f"{plain_text(sentence)}\n")
         code = kind
     return int(code)
 

@@ -19,6 +19,7 @@ from airflow_provider_sft.contract.errors import (
     StorageFullError,
     TransientError,
 )
+from airflow_provider_sft.contract.secrets import mask_secrets
 
 _LOST_PEER = re.compile(
     r"connection (closed|reset) by peer|\[?gloo|nccl|broken pipe|timed out waiting|rendezvous|socket timeout",
@@ -155,7 +156,7 @@ def _from_runtime(error: BaseException) -> SFTError | None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = mask_secrets(" ".join(str(error).split()))  # before it is cut: half a secret has no mark
     return text if len(text) <= 400 else text[:400] + "..."  # noqa: PLR2004
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK, MLflowCallback
 
+from airflow_provider_sft.contract.secrets import remove_user_info
 from airflow_provider_sft.contract.settings import Settings
 from airflow_provider_sft.contract.trackers import aim_repo, experiment_metadata
 from trainer.files import write_json
@@ -140,7 +141,7 @@ def _report_from_threads() -> None:
 def _name_mlflow_run(_callback: Any, _metadata: dict[str, Any]) -> dict[str, Any]:
     import mlflow
 
-    run, uri = mlflow.active_run().info, mlflow.get_tracking_uri()
+    run, uri = mlflow.active_run().info, remove_user_info(mlflow.get_tracking_uri())
     host = uri if uri.startswith("http") else "<host_url>"
     return {
         "run_name": run.run_name,

@@ -111,6 +111,11 @@ def mask_secrets(text: str) -> str:
     return _KNOWN_SECRET.sub(HIDDEN, text)
 
 
+def remove_user_info(url: str) -> str:
+    """`url` without user and password: a link that can be shown and followed."""
+    return _USER_INFO.sub(r"\1", url)
+
+
 def find_url_secrets(value: Any) -> Iterator[str]:
     """What `mask_secrets` would hide in the URLs of a config, for who prints the config with other means."""
     if isinstance(value, str):
