@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.settings import Settings
+from trainer.library_warnings import telling_warnings
 from trainer.pretrained import load_tokenizer_files, load_whole_model
+
+log = logging.getLogger("trainer")
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,17 @@ class LoadedTokenizer:
     known_tokens: int
 
 
-def load_tokenizer(settings: Settings) -> LoadedTokenizer:
+def load_tokenizer(settings: Settings, say: Callable[[str], None] = log.info) -> LoadedTokenizer:
     """The tokenizer, with `add_special_tokens` added; a missing EOS token is added too, except to a tokenizer of its own."""
     values = settings.values
     name = values.get("tokenizer_name_or_path") or values["model_name_or_path"]
-    tokenizer = load_tokenizer_files(
-        name,
-        trust_remote_code=bool(values.get("trust_remote_code")),
-        revision=values.get("revision") or "main",
-        cache_dir=values.get("cache_dir"),
-    )
+    with telling_warnings(say):
+        tokenizer = load_tokenizer_files(
+            name,
+            trust_remote_code=bool(values.get("trust_remote_code")),
+            revision=values.get("revision") or "main",
+            cache_dir=values.get("cache_dir"),
+        )
     known_tokens = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": values.get("add_special_tokens") or []})
     if tokenizer.eos_token is None and not values.get("tokenizer_name_or_path"):
@@ -61,10 +66,12 @@ def load_model(
     attention: str | None,
     device: torch.device | None = None,
     quantization: Any = None,
+    say: Callable[[str], None] = log.info,
 ) -> PreTrainedModel:
     """The base model in the config's dtype (bfloat16 unless said otherwise), from safetensors only.
 
     :param attention: transformers' `attn_implementation`; None lets transformers choose
+    :param say: what transformers warns of
     :param device: straight onto this accelerator, without a copy in the container's memory; None loads on the CPU
     """
     values = settings.values
@@ -81,7 +88,8 @@ def load_model(
         kwargs.setdefault("device_map", {"": device})
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    model = load_whole_model(values["model_name_or_path"], **kwargs)
+    with telling_warnings(say):
+        model = load_whole_model(values["model_name_or_path"], **kwargs)
     model.config.use_cache = False
     return model
 

@@ -73,10 +73,15 @@ def _check_code(directory: Path, *, trusted: bool) -> None:
 
 
 def _check_quantisation(values: Mapping[str, Any], directory: Path) -> None:
-    """GPTQ is the base's own; nothing here would quantise another."""
+    """GPTQ and MXFP4 are the base's own; nothing here would quantise another."""
     stored = (read_json(directory / "config.json") or {}).get("quantization_config") or {}
     if values.get("auto_gptq") and stored.get("quant_method") != "gptq":
         raise ConfigError(
             f"Config key 'auto_gptq' is {show(values['auto_gptq'])} but the model in {str(directory)!r} is not quantised "
             f"with GPTQ. Name one that is, or drop the key."
+        )
+    if values.get("quantization_method") == "mxfp4" and stored.get("quant_method") != "mxfp4":
+        raise ConfigError(
+            f"Config key 'quantization_method' is 'mxfp4' but the weights of the model in {str(directory)!r} are not stored "
+            "in MXFP4. Name a model that is, or drop the key."
         )

@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    Mxfp4Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -59,6 +60,7 @@ def load_whole_model(name: str, **kwargs: Any) -> PreTrainedModel:
     """
     config = load_model_config(name, **{key: kwargs[key] for key in _ORIGIN if key in kwargs})
     _check_kind(name, config)
+    _check_quantisation(name, config, kwargs.get("quantization_config"))
     # Mismatched shapes are judged below, with the missing ones, and named.
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with _translate(name, lambda error: _refuse_model(name, config, error)), _keeping_report() as reports:
@@ -82,6 +84,16 @@ def _check_kind(name: str, config: Any) -> None:
         raise ConfigError(
             f"The model {name!r} is of type {kind!r}, for which transformers has no causal language model. "
             "Name a model that generates text."
+        )
+
+
+def _check_quantisation(name: str, config: Any, asked: Any) -> None:
+    stored = getattr(config, "quantization_config", None) or {}
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    if isinstance(asked, Mxfp4Config) and method != "mxfp4":
+        raise ConfigError(
+            f"Config key 'quantization_method' is 'mxfp4' but the weights of the model {name!r} are not stored in MXFP4. "
+            "Name a model that is, or drop the key."
         )
 
 

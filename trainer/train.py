@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from trainer.failures import classify
 from trainer.files import write_json
 from trainer.interruption import StopCallback
 from trainer.learning import check_schedule
-from trainer.model import find_new_tokens, grow_vocabulary, load_model, load_tokenizer
+from trainer.model import LoadedTokenizer, find_new_tokens, grow_vocabulary, load_model, load_tokenizer
 from trainer.progress import ProgressWriter, read_history, summarize_losses
 from trainer.rank import RankChannel, RankOutcome, RunOrder
 from trainer.resume import check_resume
@@ -65,7 +65,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     refuse_missing_gpus(wants_cpu=bool(settings.values.get("use_cpu")), say=channel.notice)
     args = build_training_args(settings, order)  # joins the other ranks
     resume_from = share_from_rank_zero(order.resume_from)
-    loaded = load_tokenizer(settings)
+    loaded = load_tokenizer(settings, channel.notice)
     tokenizer = loaded.tokenizer
 
     data = prepare_data(settings, tokenizer, cache_dir=None, say=log.info, beat=channel.beat)
@@ -78,12 +78,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     check_schedule(args, data.train)
 
     transformers.set_seed(args.seed)
-    attention, quantization = choose_attention(settings), build_quantization(settings)
-    model = load_model(
-        settings, attention=attention, device=take_accelerator(args), quantization=quantization
-    )
-    multiple_of = settings.values["embedding_size_multiple_of"]
-    new_rows = grow_vocabulary(model, loaded, multiple_of=multiple_of, say=channel.notice)
+    model, new_rows = load_base(settings, loaded, args, say=channel.notice)
     sample_before(model, tokenizer, data.statistics, settings, output_dir)
     new_tokens = find_new_tokens(model, loaded, new_rows=new_rows)
     model = apply_peft(
@@ -125,6 +120,18 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     if not stop.received:
         sample_after(engine.model, tokenizer, settings, output_dir)
     return facts
+
+
+def load_base(
+    settings: Settings, loaded: LoadedTokenizer, args: Any, *, say: Callable[[str], None]
+) -> tuple[Any, int]:
+    """The base model, with a row for every token, and by how many rows it grew."""
+    attention, quantization = choose_attention(settings), build_quantization(settings)
+    model = load_model(
+        settings, attention=attention, device=take_accelerator(args), quantization=quantization, say=say
+    )
+    multiple_of = settings.values["embedding_size_multiple_of"]
+    return model, grow_vocabulary(model, loaded, multiple_of=multiple_of, say=say)
 
 
 def describe_training(engine: Engine, order: RunOrder, statistics: Mapping[str, Any]) -> dict[str, Any]:

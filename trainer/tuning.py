@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,15 @@ from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedModel, PreTr
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from airflow_provider_sft.contract.settings import Settings
 from trainer.activation import read_invocation
-from trainer.misfit import check_saved_modules, choose_targets, explain_misfit, spare_routers
+from trainer.library_warnings import telling_warnings
+from trainer.misfit import (
+    check_saved_modules,
+    check_sub_configs,
+    check_token_indices,
+    choose_targets,
+    refusing_misfits,
+    spare_routers,
+)
 from trainer.new_tokens import tie_adapters, train_new_tokens
 
 _PROMPT_KEYS = ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text")
@@ -46,24 +55,32 @@ def apply_peft(
     if getattr(model, "is_quantized", False):
         checkpointing = bool(settings.values.get("gradient_checkpointing"))
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-    config = build_peft_config(settings, tokenizer)
+    with refusing_misfits(model, settings), telling_warnings(say):
+        config = build_peft_config(settings, tokenizer)
     if config is None:
         return _check_trainable(model, "peft_method is not set and every weight of the model is frozen")
-    if isinstance(config, LoraConfig) and not config.target_modules and not config.target_parameters:
-        config.target_modules = choose_targets(model, say)
+    check_sub_configs(config, settings.section("peft"))
     if isinstance(config, LoraConfig):
-        spare_routers(config, model, say)
-        tie_adapters(config, model, settings, say)
+        _choose_places(config, model, settings, say)
     train_new_tokens(config, model, new_tokens, settings.values, say)
     check_saved_modules(model, settings.values)
-    try:
+    check_token_indices(config, model)
+    with refusing_misfits(model, settings), telling_warnings(say):
         tuned = get_peft_model(model, config)
-    except ValueError as error:
-        raise ConfigError(explain_misfit(error, model, settings.values)) from error
     if new_rows:
         # PEFT's own guess leaves grown embeddings out when it does not find the base model's config.
         tuned.save_pretrained = functools.partial(tuned.save_pretrained, save_embedding_layers=True)
     return _check_trainable(tuned, "the adapter has no weight in this model")
+
+
+def _choose_places(
+    config: LoraConfig, model: PreTrainedModel, settings: Settings, say: Callable[[str], None]
+) -> None:
+    if not config.target_modules and not config.target_parameters:
+        config.target_modules = choose_targets(model, say)
+    with refusing_misfits(model, settings):
+        spare_routers(config, model, say)
+        tie_adapters(config, model, settings, say)
 
 
 def _check_trainable(model: Any, reason: str) -> Any:
@@ -76,7 +93,7 @@ def _check_trainable(model: Any, reason: str) -> Any:
 
 def build_peft_config(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> PeftConfig | None:
     """None for full fine-tuning."""
-    options = settings.section("peft")
+    options = copy.deepcopy(settings.section("peft"))  # PEFT adds to lists that it is given
     method = options.pop("peft_method", None)
     if method in ("lora", "alora"):
         return _build_lora(options, read_invocation(settings, tokenizer))

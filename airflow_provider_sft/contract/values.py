@@ -70,7 +70,8 @@ def _fit_any(value: Any, schema: JSONSchema) -> Any:
     near = (
         suggest(value, [word for word in words if isinstance(word, str)]) if isinstance(value, str) else None
     )
-    raise UnfitError(f"Did you mean {near!r}? It takes {describe(schema)}." if near else _give(schema), value)
+    meant = f"Did you mean {near!r}? It takes {describe(schema)}." if near else _give(schema)
+    raise UnfitError(_hint(value, schema) or meant, value)
 
 
 def _each_fit(value: Any, members: list[JSONSchema]) -> Iterator[Any]:
@@ -87,8 +88,12 @@ def _fit_choice(value: Any, schema: JSONSchema) -> Any:
         for choice in choices:
             if same(reading, choice):
                 return choice
-    hint = schema.get("x-value-hints", {}).get(value) if isinstance(value, str) else None
-    raise UnfitError(hint or suggest_choice(value, choices), value)
+    raise UnfitError(_hint(value, schema) or suggest_choice(value, choices), value)
+
+
+def _hint(value: Any, schema: JSONSchema) -> str | None:
+    hints: dict[str, str] = schema.get("x-value-hints", {})
+    return hints.get(value) if isinstance(value, str) else None
 
 
 def _readings(value: Any) -> list[Any]:

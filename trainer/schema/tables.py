@@ -42,6 +42,17 @@ CHANGES: dict[str, dict[str, Any]] = {
         "exclusiveMaximum": 1,
         "description": "Dropout before LoRA's layers.",
     },
+    "init_lora_weights": {
+        "anyOf": [
+            {"type": "boolean"},
+            {"enum": ["gaussian", "olora", "pissa", "loftq", "orthogonal", "mica"]},
+            {"type": "string", "pattern": "^pissa_niter_[0-9]+$", "examples": ["pissa_niter_16"]},
+        ],
+        "x-value-hints": dict.fromkeys(
+            ("eva", "corda", "lora_ga"),
+            "It looks at data before the training, which this trainer does not do. Use 'pissa' or 'olora'.",
+        ),
+    },
     # Bounds.
     "r": {"minimum": 1, "description": "LoRA's rank. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."},
     "num_train_epochs": {"exclusiveMinimum": 0},
@@ -369,6 +380,18 @@ GONE: dict[str, tuple[list[Any] | None, str]] = {
     "inference_mode": ([False], "A tuning run trains; drop it."),
     "base_model_name_or_path": ([None], "Use model_name_or_path."),
     "runtime_config": ([None], "It belongs to inference; drop it."),
+    "arrow_config": ([None], "It routes among adapters that are trained already; drop it."),
+    "megatron_config": ([None], "Layers of Megatron-LM are not trained here; drop it."),
+    "megatron_core": (["megatron.core", None], "Layers of Megatron-LM are not trained here; drop it."),
+    "eva_config": ([None], "EVA looks at data before the training, which this trainer does not do; drop it."),
+    "corda_config": (
+        [None],
+        "CorDA looks at data before the training, which this trainer does not do; drop it.",
+    ),
+    "lora_ga_config": (
+        [None],
+        "LoRA-GA looks at gradients before the training, which this trainer does not do; drop it.",
+    ),
     "save_safetensors": ([True, None], "Weights are always saved as safetensors; drop it."),
     "use_mps_device": (None, "The device is found by itself."),
     "jit_mode_eval": ([False], "transformers no longer has it; drop it."),
