@@ -23,6 +23,7 @@ from trainer.failures import classify
 _MAX_NAMES = 12
 _MAX_REASON_CHARS = 300
 _PACKAGE = re.compile(r"(?:package|install|requires)\W+([A-Za-z][\w-]*)")
+_NO_TARGETS = re.compile("specify .target_modules.|No .target_modules. passed")
 _USUAL = ("peft_method", "r", "lora_alpha", "lora_dropout")
 # As peft does for the models that it knows: attention's queries and values, apart or in one layer.
 _QUERIES_AND_VALUES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("c_attn",))
@@ -114,7 +115,7 @@ def _explain(error: Exception, model: PreTrainedModel, settings: Settings) -> st
             f"Config key 'lora_dropout' is {values['lora_dropout']}, and the experts of a {kind!r} model, which target_modules "
             f"{show(targets)} reaches, take no dropout. Set lora_dropout to 0, or name other target_modules."
         )
-    if "specify `target_modules`" in text:
+    if _NO_TARGETS.search(text):
         return (
             f"Config key 'target_modules' is missing, and peft has no default for a {kind!r} model. "
             f"Set it to ['all-linear'], or to some of {_list_names(model)}."

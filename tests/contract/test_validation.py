@@ -124,7 +124,7 @@ WRONG = [
     ({"bias": "some"}, "Config key 'bias' is 'some'. Give 'none', 'all' or 'lora_only'."),
     (
         {"init_lora_weights": "gausian"},
-        "Config key 'init_lora_weights' is 'gausian'. Did you mean 'gaussian'? It takes true, false, 'gaussian', 'eva', 'olora', 'pissa', 'corda', 'loftq', 'orthogonal', 'mica' or text such as 'pissa_niter_16'.",
+        "Config key 'init_lora_weights' is 'gausian'. Did you mean 'gaussian'? It takes true, false, 'gaussian', 'olora', 'pissa', 'loftq', 'orthogonal', 'mica' or text such as 'pissa_niter_16'.",
     ),
     (
         {"pad_to_multiple_of": "always"},
