@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from airflow_provider_sft.api_patience import describe_api_error
+from airflow_provider_sft.log_stamp import to_utc
 from airflow_provider_sft.pod_outcome import Pod
 
 BOOKMARK_ANNOTATION = "airflow-provider-sft/log-read-until"
@@ -14,7 +15,7 @@ _INTERVAL_S = 30.0  # what is told twice when a triggerer dies without a word
 
 def read_bookmark(pod: Pod) -> str:
     """Empty where nobody has read yet."""
-    return str(pod["metadata"].get("annotations", {}).get(BOOKMARK_ANNOTATION, ""))
+    return to_utc(str(pod["metadata"].get("annotations", {}).get(BOOKMARK_ANNOTATION, "")))
 
 
 class Bookmark:

@@ -116,9 +116,10 @@ class PodAccess(KubernetesPodOperator):
             self.log.warning("Pod %s cannot be deleted: %s", self._identity.name, describe_api_error(error))
 
     def _call_back_line(self, line: str, *, stamp: str, container: str, pod: k8s.V1Pod) -> None:
-        """:param stamp: the line's time, in RFC 3339"""
+        """:param stamp: the line's time, in RFC 3339; empty where it has none"""
         if self.callbacks:
-            told = {"line": line, "container_name": container, "timestamp": pendulum.parse(stamp), "pod": pod}
+            timestamp = pendulum.parse(stamp) if stamp else None
+            told = {"line": line, "container_name": container, "timestamp": timestamp, "pod": pod}
             self._call_back("progress_callback", None, **told)
 
     def _call_back(self, name: str, context: Context | None, **arguments: Any) -> None:

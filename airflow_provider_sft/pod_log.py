@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from airflow_provider_sft.log_stamp import split_stamp
+
 _OVERLAP_S = 2
 
 
@@ -19,7 +21,7 @@ class LogWindow:
 
     def __init__(self) -> None:
         self.read_until = (
-            ""  # the time of the newest line so far; set by who goes on where another reader stopped
+            ""  # the time of the newest line so far, in UTC; set by who goes on where another reader stopped
         )
         self._goes_on_after: str | None = None
         self._read_at_s: float | None = None
@@ -50,8 +52,8 @@ class LogWindow:
 
     def _new_ones(self, lines: Iterable[str], taken: Counter[str], *, after: str) -> Iterator[str]:
         for line in lines:
-            stamp, _, text = line.partition(" ")
-            if stamp <= after:
+            stamp, text = split_stamp(line)
+            if stamp and stamp <= after:
                 continue
             self.read_until = max(self.read_until, stamp)
             taken[line] += 1

@@ -242,7 +242,12 @@ async def watch_a_while(trigger, seconds=2.0):
     await asyncio.gather(task, return_exceptions=True)
 
 
-def test_triggerer_that_takes_over_goes_on_in_log_and_clock_where_the_other_stopped(desk, cluster, capfd):
+@pytest.mark.parametrize("utc_offset_h", [9, -8])
+def test_triggerer_that_takes_over_goes_on_in_log_and_clock_where_the_other_stopped(
+    desk, cluster, capfd, utc_offset_h
+):
+    desk.kube.move_node(utc_offset_h)
+    desk.kube.inject(faults.CutLog(path="/log", after_lines=20, times=4))
     job = make_job(desk, steps=400)
     wait_until(lambda: is_running(desk))
 

@@ -94,17 +94,16 @@ class Lines(NodeLog):
     def __init__(self, *reads, read_until=""):
         self.told = []
         super().__init__("/log", "node", None, self.told.append, read_until=read_until)
-        self.reads = list(reads)
+        self.reads, self.queries = list(reads), []
 
-    async def _read(self):
+    async def _stream(self, query):
+        self.queries.append(query)
         for line in self.reads.pop(0):
-            stamp, _, text = line.partition(" ")
-            if self._is_new(stamp, text):
-                self._take(text)
+            yield line
 
 
-def stamped(*seconds):
-    return [f"2026-01-01T00:00:0{second}.000000000Z line {second}" for second in seconds]
+def stamped(*seconds, offset="Z", hour=0):
+    return [f"2026-01-01T{hour:02}:00:0{second}.000000000{offset} line {second}" for second in seconds]
 
 
 def test_lines_that_overlapping_reads_bring_twice_are_told_once():
@@ -114,6 +113,9 @@ def test_lines_that_overlapping_reads_bring_twice_are_told_once():
     assert log.told == ["line 1", "line 2", "line 3", "line 4", "line 4 more"]
 
 
+FIRST = "2026-01-01T00:00:01.000000000Z"
+
+
 class Missing(NodeLog):
     async def _read(self):
         raise ApiException(status=404, reason="pods not found")
@@ -121,7 +123,7 @@ class Missing(NodeLog):
 
 def test_log_of_a_pod_that_was_gone_before_it_was_read_is_missed_once_and_aloud(caplog):
     wire = Wire(lambda: None, lambda: None, None, logging.getLogger("test"))
-    for read_until, words in (("", ["The log cannot be read now: 404: pods not found"]), ("2026", [])):
+    for read_until, words in (("", ["The log cannot be read now: 404: pods not found"]), (FIRST, [])):
         caplog.clear()
         log = Missing("/log", "node", wire, print, read_until=read_until)
         asyncio.run(log.follow(lambda: True))
@@ -134,3 +136,48 @@ def test_reader_that_takes_over_begins_after_the_last_line_that_was_told():
     second = Lines(stamped(1, 2, 3), read_until=first.read_until)
     asyncio.run(second._read())
     assert second.told == ["line 3"]
+
+
+def test_log_of_a_node_in_another_time_zone_is_asked_for_in_utc():
+    for offset, hour in (("Z", 0), ("+09:00", 9), ("+05:30", 5), ("-08:00", 16)):
+        minutes = ":30:" if offset == "+05:30" else ":00:"
+        written = [line.replace(":00:0", f"{minutes}0") for line in stamped(3, 4, 5, offset=offset, hour=hour)]
+        log = Lines(written[:2], written[1:])
+        for _ in range(2):
+            asyncio.run(log._read())
+        day = "2026-01-02" if offset == "-08:00" else "2026-01-01"
+        assert log.queries[1]["sinceTime"] == f"{day}T00:00:02Z"
+        assert log.told == ["line 3", "line 4", "line 5"]
+
+
+def test_lines_are_neither_lost_nor_doubled_where_the_nodes_offset_changes():
+    summer, winter = stamped(1, 2, offset="+02:00", hour=3), stamped(3, 4, offset="+01:00", hour=2)
+    first = Lines(summer, [summer[1], *winter[:1]])
+    for _ in range(2):
+        asyncio.run(first._read())
+    second = Lines([*summer, *winter], read_until=first.read_until)
+    asyncio.run(second._read())
+    assert [*first.told, *second.told] == ["line 1", "line 2", "line 3", "line 4"]
+
+
+def test_line_without_a_time_is_told_whole_and_moves_nothing():
+    said = "unable to retrieve container logs for containerd://1a2b"
+    log = Lines([*stamped(1), said], stamped(1, 2))
+    for _ in range(2):
+        asyncio.run(log._read())
+    assert log.told == ["line 1", said, "line 2"]
+
+
+def test_line_that_comes_late_with_an_earlier_time_is_told():
+    log = Lines(stamped(2, 1, 3), stamped(2, 1, 3, 3))
+    for _ in range(2):
+        asyncio.run(log._read())
+    assert log.told == ["line 2", "line 1", "line 3", "line 3"]
+
+
+def test_log_of_many_lines_is_not_kept_in_memory():
+    written = [f"2026-01-01T00:{n // 60:02}:{n % 60:02}.000000000Z line {n}" for n in range(3000)]
+    log = Lines(written, written[-3:])
+    for _ in range(2):
+        asyncio.run(log._read())
+    assert (log.told, len(log._told) < 1500) == ([f"line {n}" for n in range(3000)], True)

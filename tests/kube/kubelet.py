@@ -7,6 +7,7 @@ import copy
 import signal
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from datetime import UTC, timezone
 from typing import Any
 
 from tests.kube.container import Container
@@ -45,6 +46,7 @@ class Kubelet:
     :param sync_s: how often the kubelet and the scheduler look again
     :param pull_s: between two pulls of an image that cannot be had
     :param restart_s: before a container is restarted (restartPolicy)
+    :param log_zone: of the node's container runtime
     """
 
     store: Store
@@ -56,6 +58,7 @@ class Kubelet:
     sync_s: float = 0.05
     pull_s: float = 0.4
     restart_s: float = 0.1
+    log_zone: timezone = UTC
     starts: list[Start] = field(default_factory=list)
     created: list[dict[str, Any]] = field(default_factory=list)  # every pod as it was first stored
     workers: dict[str, PodWorker] = field(default_factory=dict)

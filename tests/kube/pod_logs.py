@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from aiohttp import web
@@ -33,7 +33,7 @@ async def send_log(
     while True:
         written = log.lines[position:]
         position += len(written)
-        for line in _render(written, timestamps=call.flag("timestamps")):
+        for line in _render(written, zone=kubelet.log_zone if call.flag("timestamps") else None):
             if cut and sent >= cut.after_lines:
                 return cut_stream(request, response, cut)
             await response.write(line)
@@ -90,7 +90,12 @@ def _index_at(log: ContainerLog, moment: float) -> int:
     return next((i for i, (at, _) in enumerate(log.lines) if at >= moment), len(log.lines))
 
 
-def _render(lines: list[tuple[float, bytes]], *, timestamps: bool) -> Iterator[bytes]:
+def _render(lines: list[tuple[float, bytes]], *, zone: timezone | None) -> Iterator[bytes]:
+    """:param zone: of the node's container runtime, whose stamps carry its offset; None for no stamps"""
     for at, line in lines:
-        stamp = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z "
-        yield stamp.encode() + line if timestamps else line
+        if zone is None:
+            yield line
+        else:
+            moment = datetime.fromtimestamp(at, zone)
+            offset = moment.isoformat()[-6:].replace("+00:00", "Z")
+            yield f"{moment:%Y-%m-%dT%H:%M:%S.%f}000{offset} ".encode() + line

@@ -16,6 +16,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -156,6 +157,10 @@ class KubeServer:
 
     def uncordon(self) -> None:
         self._call(lambda: self._kubelet.cordon(cordoned=False))
+
+    def move_node(self, utc_offset_h: float) -> None:
+        """Let the log's stamps carry this offset from now on, as under `TZ=Asia/Tokyo`."""
+        self._kubelet.log_zone = timezone(timedelta(hours=utc_offset_h))
 
     def expire_history(self) -> None:
         """Watches from a resourceVersion so far get 410 Expired."""

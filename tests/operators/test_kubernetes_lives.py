@@ -287,7 +287,9 @@ def test_triggerer_that_shuts_down_leaves_the_pod_alone(desk):
     assert "deletionTimestamp" not in desk.kube.pods()[0]["metadata"]
 
 
-def test_triggerer_that_takes_over_goes_on_in_the_log_where_the_other_stopped(desk, capfd):
+@pytest.mark.parametrize("utc_offset_h", [0, 9, -8])
+def test_triggerer_that_takes_over_goes_on_in_the_log_where_the_other_stopped(desk, capfd, utc_offset_h):
+    desk.kube.move_node(utc_offset_h)
     pod = make_pod(desk, steps=150)
 
     async def hand_over():

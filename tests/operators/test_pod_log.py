@@ -1,10 +1,11 @@
 import pytest
 
+from airflow_provider_sft.log_stamp import to_utc
 from airflow_provider_sft.pod_log import LogWindow
 
 
-def stamped(*numbers, text="line"):
-    return [f"2026-01-01T00:00:{number:02d}.000000000Z {text} {number}" for number in numbers]
+def stamped(*numbers, text="line", hour=0, offset="Z"):
+    return [f"2026-01-01T{hour:02d}:00:{number:02d}.000000000{offset} {text} {number}" for number in numbers]
 
 
 def read(window, lines):
@@ -64,3 +65,35 @@ def test_read_that_failed_is_made_up_for_by_the_next():
     read(window, stamped(1))
     window.begin_read()  # and nothing came
     assert read(window, stamped(1, 2, 3)) == ["line 2", "line 3"]
+
+
+def test_reader_that_takes_over_goes_on_where_the_nodes_offset_changed_meanwhile():
+    summer, winter = stamped(1, 2, hour=3, offset="+02:00"), stamped(3, hour=2, offset="+01:00")
+    first, second = LogWindow(), LogWindow()
+    told = read(first, summer)
+    second.read_until = first.read_until
+    assert told + read(second, [*summer, *winter]) == ["line 1", "line 2", "line 3"]
+    assert second.read_until == "2026-01-01T01:00:03.000000000Z"
+
+
+def test_line_without_a_time_is_told_whole_and_moves_no_bookmark():
+    said = "unable to retrieve container logs for containerd://1a2b"
+    window = LogWindow()
+    assert read(window, [*stamped(1), said]) == ["line 1", said]
+    assert (read(window, [*stamped(1, 2), said]), window.read_until) == (["line 2"], stamped(2)[0][:30])
+
+
+@pytest.mark.parametrize(
+    ("stamp", "utc"),
+    [
+        ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000000000Z"),
+        ("2026-01-01T08:59:59.5+09:00", "2025-12-31T23:59:59.500000000Z"),
+        ("2025-12-31T16:30:00.123456789-07:30", "2026-01-01T00:00:00.123456789Z"),
+        ("2026-01-01T00:00:00.1+00:00", "2026-01-01T00:00:00.100000000Z"),
+        ("Error:", ""),
+        ("2026-01-01", ""),
+        ("", ""),
+    ],
+)
+def test_stamp_with_any_offset_is_read_as_utc(stamp, utc):
+    assert to_utc(stamp) == utc
