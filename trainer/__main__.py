@@ -15,12 +15,13 @@ if __name__ == "__main__":
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from airflow_provider_sft.contract.codec import read_config
-from airflow_provider_sft.contract.errors import InternalError, SFTError
-from airflow_provider_sft.contract.exit_codes import ExitCode
+from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError, SFTError
+from airflow_provider_sft.contract.exit_codes import ExitCode, as_exit_code
 from airflow_provider_sft.contract.names import (
     DEFAULT_TERMINATION_LOG,
     LOG_LEVEL_ENV_VAR,
@@ -28,10 +29,12 @@ from airflow_provider_sft.contract.names import (
 )
 from airflow_provider_sft.contract.outcome import Result, encode_termination_message
 from airflow_provider_sft.contract.validation import validate_config
+from trainer.ending import end_with
 from trainer.failures import classify
 from trainer.outcome import failed_result, interrupted_result
 from trainer.parent import tune
 from trainer.scratch import private_scratch
+from trainer.stop import Interrupted
 from trainer.streams import log_to_stderr, outlast_readers
 
 log = logging.getLogger("trainer")
@@ -39,10 +42,13 @@ log = logging.getLogger("trainer")
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
     outlast_readers()
-    log_to_stderr(environ.get(LOG_LEVEL_ENV_VAR, "INFO").upper())
+    log_to_stderr(environ.get(LOG_LEVEL_ENV_VAR, "INFO"))
     result = run(environ, _STOP)
-    _tell(result)
-    _write_termination_message(environ, result)
+    try:
+        _log_end(result)
+        _write_termination_message(environ, result)
+    except Exception:  # the run is over, and its code stands
+        log.exception("The end of the run could not be reported")
     return result["exit_code"]
 
 
@@ -56,30 +62,39 @@ def run(environ: Mapping[str, str], stop: StopRequest) -> Result:
         return interrupted_result(result) if stop.count and result["status"] == "succeeded" else result
     except SFTError as error:
         return failed_result(error)
+    except Interrupted:
+        return failed_result(InterruptedRunError("Interrupted before the run began; nothing is lost."))
     except Exception as error:  # an unreadable model or a full volume is no internal error
-        failure = classify(error, model="the model")
+        failure = classify(error, model="the model", places=_scratch_places())
         if isinstance(failure, InternalError):
             log.exception("Unexpected failure of the parent")
         return failed_result(failure)
 
 
-def _tell(result: Result) -> None:
+def _scratch_places() -> dict[str, str]:
+    try:
+        return {"TMPDIR": tempfile.gettempdir()}
+    except OSError:
+        return {}
+
+
+def _log_end(result: Result) -> None:
     if result["status"] == "succeeded":
         log.info("Succeeded: %s", result.get("model_path") or result["reason"])
     else:
-        code = ExitCode(result["exit_code"])
+        code = as_exit_code(result["exit_code"])
         log.error("%s (exit code %d %s) %s", result["reason"], code, code.name, result["advice"])
 
 
 def _write_termination_message(environ: Mapping[str, str], result: Result) -> None:
     path = Path(environ.get(TERMINATION_LOG_ENV_VAR) or DEFAULT_TERMINATION_LOG)
-    # Outside a container there is no /dev/termination-log, and none should be made.
-    if TERMINATION_LOG_ENV_VAR not in environ and not path.exists():
-        return
     try:
+        # Outside a container there is no /dev/termination-log, and none should be made.
+        if (TERMINATION_LOG_ENV_VAR not in environ and not path.exists()) or path.is_fifo():
+            return
         path.write_text(encode_termination_message(result), encoding="ascii")
     except OSError as error:
-        log.warning("The termination message could not be written to %s: %s", path, error.strerror)
+        log.warning("The termination message could not be written to %s: %s.", path, error.strerror)
 
 
 def dispatch(arguments: Sequence[str]) -> int:
@@ -87,6 +102,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     if not arguments:
         return main()
     _STOP.uninstall()  # nothing below has anything to save
+    outlast_readers()
     if list(arguments) == ["check"]:
         from trainer.check import check
 
@@ -99,4 +115,4 @@ def dispatch(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(dispatch(sys.argv[1:]))
+    end_with(lambda: dispatch(sys.argv[1:]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import re
 import traceback
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 from airflow_provider_sft.contract.errors import (
     AccessDeniedError,
@@ -20,13 +22,16 @@ from airflow_provider_sft.contract.errors import (
     TransientError,
 )
 from airflow_provider_sft.contract.secrets import mask_secrets
+from airflow_provider_sft.contract.paths import named_paths
 
 _LOST_PEER = re.compile(
     r"connection (closed|reset) by peer|\[?gloo|nccl|broken pipe|timed out waiting|rendezvous|socket timeout",
     re.IGNORECASE,
 )
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|cannot allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE
+    r"out of memory|cannot allocate memory|not enough memory|std::bad_alloc|can't start new thread"
+    r"|failed to map segment|unable to mmap",
+    re.IGNORECASE,
 )
 _NO_SPACE = re.compile(r"no space left|quota exceeded|os error (28|122)\b", re.IGNORECASE)
 # torch.save loses the reason; it is a full volume far more often than anything else.
@@ -49,12 +54,41 @@ _HUB_OFFLINE = (
 )
 
 
-def classify(error: BaseException, *, model: str) -> SFTError:
-    """:param model: model_name_or_path, for the sentence"""
+_NO_PLACES: Mapping[str, str] = {}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ERRNOS: tuple[tuple[tuple[int, ...], type[SFTError], str | None], ...] = (
+    ((errno.EACCES, errno.EPERM, errno.EROFS), AccessDeniedError, None),
+    ((errno.ENOMEM,), MemoryExhaustedError, None),
+    (
+        (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+        ConfigError,
+        "Move away what is in its place, or name another path.",
+    ),
+)
+_NOT_NOW = (
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.EPIPE,
+    errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH,
+)  # fmt: skip
+# What a run only reads: where it is gone, no retry brings it.
+_READ_KEYS = ("model_name_or_path", "tokenizer_name_or_path", "training_data_path", "validation_data_path")
+
+
+def named_places(config: Mapping[str, Any]) -> dict[str, str]:
+    """Absolute directories and files by the key that names them."""
+    return {place.key: str(Path(place.text).absolute()) for place in named_paths(config)}
+
+
+def classify(error: BaseException, *, model: str, places: Mapping[str, str] = _NO_PLACES) -> SFTError:
+    """
+    :param model: model_name_or_path, for the sentence
+    :param places: `named_places`: a failed call on a file below one of them is said with its key
+    """
     for cause in _chain(error):
         if isinstance(cause, SFTError):
             return cause
-        for kind in (_from_system, _from_packages, _from_files, _from_runtime):
+        if (known := _from_system(cause, places)) is not None:
+            return known
+        for kind in (_from_packages, _from_files, _from_runtime):
             if (known := kind(cause)) is not None:
                 return known
         if (known := _from_hub(cause, model)) is not None:
@@ -73,23 +107,47 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _from_system(error: BaseException) -> SFTError | None:
+def _from_system(error: BaseException, places: Mapping[str, str]) -> SFTError | None:
     if isinstance(error, MemoryError):
         return MemoryExhaustedError("The host has no memory left for this run.")
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or error.errno is None:
         return None
-    path = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFullError(f"No space left on the volume{path}.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return AccessDeniedError(f"{error.strerror}{path}.")
-    if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
-        return TransientError(f"{error.strerror}{path}.")
-    return None
+    path = str(error.filename) if error.filename is not None else ""
+    key = _key_of(path, places)
+    of = f" ({path}, in {key} {places[key]!r})" if key else f" ({path})" if path else ""
+    if error.errno in _FULL:
+        advice = f"Give the volume of {key} more room." if key not in ("", "output_dir") else None
+        return StorageFullError(f"No space left on the volume{of}.", advice=advice)
+    kind, advice = _from_errno(error, key)
+    if (
+        not path and kind is TransientError and error.errno not in _NOT_NOW
+    ):  # a call of our own that cannot work
+        return None
+    return kind(f"{error.strerror}{of}.", advice=advice)
+
+
+def _from_errno(error: OSError, key: str) -> tuple[type[SFTError], str | None]:
+    for errnos, kind, advice in _ERRNOS:
+        if error.errno in errnos:
+            return kind, advice
+    if error.errno == errno.ENOENT and "temporary directory" in str(error.strerror):
+        return AccessDeniedError, "Set TMPDIR to a directory that this user can write to."
+    return (NotFoundError if error.errno == errno.ENOENT and key in _READ_KEYS else TransientError), None
+
+
+def _key_of(path: str, places: Mapping[str, str]) -> str:
+    """The key whose directory `path` is in; of nested ones the innermost."""
+    real = Path(path).absolute()
+    holders = [
+        key for key, place in places.items() if path and f"{real}/".startswith(f"{place.rstrip('/')}/")
+    ]
+    return max(holders, key=lambda key: len(places[key]), default="")
 
 
 def _from_packages(error: BaseException) -> SFTError | None:
     """A library that the config asks for and this image lacks: no retry brings it. A name that moved is our own fault."""
+    if isinstance(error, ImportError) and _OUT_OF_MEMORY.search(str(error)):
+        return MemoryExhaustedError(f"There is no memory for the libraries: {_one_line(error)}")
     if isinstance(error, PackageNotFoundError) or (type(error) is ImportError and "requires" in str(error)):
         return ConfigError(
             f"The config asks for a package that is not installed here: {_one_line(error)} Drop the key, or use an image with it."

@@ -24,8 +24,8 @@ from airflow_provider_sft.contract.settings import Settings, resolve_config
 from trainer.checkpoints import CheckpointStore, checkpoint_step, find_flaw, recorded_step
 from trainer.data.files import digest_data, locate_data
 from trainer.devices import find_gpus
-from trainer.failures import classify
-from trainer.files import read_json
+from trainer.failures import classify, named_places
+from trainer.files import read_json, volume_limits
 from trainer.finish import finish_run
 from trainer.launch import Launch, plan_launch, rank_environment
 from trainer.lock import RunLock
@@ -114,7 +114,7 @@ class Attempt:
         except SFTError as error:
             return self._fail(error, started)
         except Exception as error:  # a full volume is no internal error
-            failure = classify(error, model=str(self.settings.values["model_name_or_path"]))
+            failure = self._classify(error)
             if isinstance(failure, InternalError):
                 log.exception("Unexpected failure of the parent")
             return self._fail(failure, started)
@@ -189,6 +189,11 @@ class Attempt:
             )
         return asked
 
+    def _classify(self, error: Exception) -> SFTError:
+        values = self.settings.values
+        places = {**named_places(values), "TMPDIR": str(self.scratch_dir)}
+        return classify(error, model=str(values["model_name_or_path"]), places=places)
+
     def _facts(self, started: float, facts: Mapping[str, Any]) -> dict[str, Any]:
         known = {
             "base_model": str(self.settings.values["model_name_or_path"]),
@@ -200,6 +205,7 @@ class Attempt:
             "notices": [
                 *self.settings.notices,
                 *self.warnings,
+                *volume_limits(),
                 *(self.channel.notices() if self.channel else []),
             ],
             **facts,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from typing import TextIO
 
+from airflow_provider_sft.contract.names import LOG_LEVEL_ENV_VAR
 from airflow_provider_sft.contract.plain_text import MARGIN, plain_lines, plain_text
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -19,10 +21,10 @@ _own: dict[int, TextIO] = {}
 
 class _Outlasting(io.FileIO):
     def write(self, data: object) -> int:
-        """What nobody reads any more counts as written."""
+        """What nobody reads any more, or has no place, counts as written."""
         try:
             return super().write(data) or 0  # type: ignore[arg-type]
-        except BrokenPipeError:
+        except OSError:  # EPIPE, but also ENOSPC and EIO: no line of a log is worth a run
             return len(memoryview(data))  # type: ignore[arg-type]
 
 
@@ -52,16 +54,40 @@ def outlast_readers() -> None:
 
     Else the next line of progress would end it, before it has saved.
     """
+    _open_closed_ones()
     for descriptor in (1, 2):
+        os.set_blocking(descriptor, True)
         _own[descriptor] = _open(io.TextIOWrapper, descriptor)
     sys.stdout, sys.stderr = _open(_Foreign, 1), _open(_Foreign, 2)
 
 
+def _open_closed_ones() -> None:
+    """A file that is opened later would get a standard stream's number, and what is printed would go into it."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, descriptor)
+            if opened != descriptor:
+                os.close(opened)
+
+
 def log_to_stderr(level: str, form: str = _FORMAT) -> None:
-    """Every logger's records, a line each."""
+    """Every logger's records, a line each.
+
+    :param level: one that logging does not have is INFO, and said
+    """
     handler = logging.StreamHandler(_own.get(2, sys.stderr))
     handler.setFormatter(_PlainFormatter(form))
-    logging.basicConfig(level=level, handlers=[handler])
+    levels = logging.getLevelNamesMapping()
+    known = levels.get(level.strip().upper() or "INFO")
+    logging.basicConfig(level=logging.INFO if known is None else known, handlers=[handler])
+    if known is None:
+        logging.getLogger("trainer").warning(
+            "%s is %r, which is not a level, so INFO is used. Set it to one of %s.",
+            LOG_LEVEL_ENV_VAR, level, ", ".join(levels),
+        )  # fmt: skip
 
 
 def print_line(line: str) -> None:

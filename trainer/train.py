@@ -5,6 +5,7 @@ config → tokenizer → data → model → PEFT → train → save, from top to
 
 from __future__ import annotations
 
+from trainer.ending import end_with, report_failed_start
 from trainer.streams import log_to_stderr, outlast_readers
 from trainer.tether import end_with_starter
 
@@ -12,11 +13,11 @@ if __name__ == "__main__":
     # Before all other imports: they take seconds, and some of them keep the stderr that they find.
     end_with_starter()
     outlast_readers()
+    report_failed_start()
 
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ from trainer.controller.callback import build_controller
 from trainer.data.prepare import prepare_data
 from trainer.data.telling import describe_losses
 from trainer.engine import Engine
-from trainer.failures import classify
-from trainer.files import write_json
+from trainer.failures import classify, named_places
+from trainer.files import volume_limits, write_json
 from trainer.interruption import StopCallback
 from trainer.learning import check_schedule
 from trainer.model import LoadedTokenizer, find_new_tokens, grow_vocabulary, load_model, load_tokenizer
@@ -114,6 +115,8 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     engine.check_weights()
     engine.weights.check(engine.model, args, on_notice=channel.notice)
     files = save_final(engine, Path(order.model_dir), new_rows=new_rows)
+    for sentence in volume_limits():
+        channel.notice(sentence)
     facts = describe_training(engine, order, data.statistics)
     if engine.is_world_process_zero():
         Trained(order.model_dir, files, facts, channel.notices()).write(output_dir)
@@ -173,7 +176,9 @@ def main() -> int:
     try:
         facts = train(channel, order, StopSignal())
     except Exception as error:
-        failure = classify(error, model=str(order.config["model_name_or_path"]))
+        failure = classify(
+            error, model=str(order.config["model_name_or_path"]), places=named_places(order.config)
+        )
         if isinstance(failure, InternalError):
             log.exception("Unexpected failure of rank %d", channel.rank)
         channel.report_error(failure)
@@ -184,8 +189,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: after a failure, torch's atexit handlers wait for ranks that may be gone.
-    os._exit(code)
+    end_with(main)

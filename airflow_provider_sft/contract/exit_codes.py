@@ -72,3 +72,10 @@ _ADVICE = {
         "runtimeClassName and that the image is the one for GPUs; gpus=0 trains on the CPU."
     ),
 }
+
+
+def as_exit_code(value: object) -> ExitCode:
+    """`value` where it is a code of the table; anything else is an internal error."""
+    if isinstance(value, int) and not isinstance(value, bool) and value in ExitCode.__members__.values():
+        return ExitCode(value)
+    return ExitCode.INTERNAL

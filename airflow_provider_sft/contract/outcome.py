@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, get_args
 
 from airflow_provider_sft.contract.names import MAX_TERMINATION_MESSAGE_BYTES
 from airflow_provider_sft.contract.plain_text import plain_value
@@ -58,6 +58,7 @@ class Result(TypedDict):
     files: NotRequired[list[str]]
 
 
+_ALWAYS = {"contract_version": int, "status": str, "exit_code": int, "reason": str, "advice": str}
 # What a termination message can do without when it must be cut, in this order. result.json keeps all.
 _EXPENDABLE = ("files", "notices", "vllm_verdict", "data_sha256", "config_sha256", "base_model", "advice")
 
@@ -85,11 +86,19 @@ def decode_termination_message(message: str | None) -> Result | None:
         result = json.loads(message or "")
     except (ValueError, RecursionError):
         return None
-    if not isinstance(result, dict) or not {"contract_version", "status", "exit_code"} <= result.keys():
-        return None
-    result.setdefault("reason", "")
-    result.setdefault("advice", "")
-    return result  # type: ignore[return-value]
+    if isinstance(result, dict):
+        result.setdefault("reason", "")
+        result.setdefault("advice", "")
+    return result if is_result(result) else None
+
+
+def is_result(value: object) -> TypeGuard[Result]:
+    """Whether the fields that every result has are there, each of its type. The code itself may be a later version's."""
+    return (
+        isinstance(value, dict)
+        and all(type(value.get(name)) is kind for name, kind in _ALWAYS.items())
+        and value["status"] in get_args(Status)
+    )
 
 
 def _is_finite(value: object) -> bool:
