@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from airflow_provider_sft.contract.codec import read_config
-from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError, SFTError
+from airflow_provider_sft.contract.errors import InternalError, InterruptedRunError, NotFoundError, SFTError
 from airflow_provider_sft.contract.exit_codes import ExitCode, as_exit_code
 from airflow_provider_sft.contract.names import (
     DEFAULT_TERMINATION_LOG,
@@ -55,6 +55,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 def run(environ: Mapping[str, str], stop: StopRequest) -> Result:
     """The whole run; every way it can end is a result."""
     try:
+        _check_working_directory()
         config = read_config(environ)
         validate_config(config)
         with private_scratch() as scratch:
@@ -69,6 +70,16 @@ def run(environ: Mapping[str, str], stop: StopRequest) -> Result:
         if isinstance(failure, InternalError):
             log.exception("Unexpected failure of the parent")
         return failed_result(failure)
+
+
+def _check_working_directory() -> None:
+    """Python, accelerate and torch ask for it as they start."""
+    try:
+        os.getcwd()  # noqa: PTH109  # of Path.cwd the same call
+    except OSError as error:
+        raise NotFoundError(
+            f"The working directory cannot be used ({error.strerror}). Start the trainer in a directory that exists."
+        ) from error
 
 
 def _scratch_places() -> dict[str, str]:

@@ -156,7 +156,8 @@ class Engine(SFTTrainer):
         if resume_from_checkpoint:
             left = read_json(Path(resume_from_checkpoint) / LEFT_FILE) or {}
             self._unpaid = resume_from_checkpoint if left.get("owes_evaluation") else None
-            self.trained_tokens = int(left.get("trained_tokens", 0))
+            tokens = left.get("trained_tokens", 0)
+            self.trained_tokens = tokens if isinstance(tokens, int) else 0
             self.weights.resume(left.get("unchanged"))
         self._logged_at = self._train_began = time.monotonic()
         is_there = resume_from_checkpoint and self.place.load(Path(resume_from_checkpoint))

@@ -73,15 +73,19 @@ _NOT_NOW = (
 _READ_KEYS = ("model_name_or_path", "tokenizer_name_or_path", "training_data_path", "validation_data_path")
 
 
-def named_places(config: Mapping[str, Any]) -> dict[str, str]:
-    """Absolute directories and files by the key that names them."""
-    return {place.key: str(Path(place.text).absolute()) for place in named_paths(config)}
+def classify_in_run(error: BaseException, config: Mapping[str, Any], **places: str) -> SFTError:
+    """
+    :param config: of the run, for the sentence; a failed call on a file below one of its paths is said with the key
+    :param places: further ones
+    """
+    places |= {named.key: str(Path(named.text).absolute()) for named in named_paths(config)}
+    return classify(error, model=str(config.get("model_name_or_path")), places=places)
 
 
 def classify(error: BaseException, *, model: str, places: Mapping[str, str] = _NO_PLACES) -> SFTError:
     """
     :param model: model_name_or_path, for the sentence
-    :param places: `named_places`: a failed call on a file below one of them is said with its key
+    :param places: absolute paths by key
     """
     for cause in _chain(error):
         if isinstance(cause, SFTError):

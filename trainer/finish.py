@@ -9,8 +9,7 @@ from pathlib import Path
 from airflow_provider_sft.contract.names import REPORT_FILE
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings
-from trainer.files import read_json
-from trainer.run_dir import PREPARED_DIR, SAMPLES_FILE
+from trainer.run_dir import PREPARED_DIR, read_samples
 from trainer.trained import Trained
 
 log = logging.getLogger("trainer")
@@ -53,9 +52,7 @@ def _export(settings: Settings, output_dir: Path, result: Result) -> None:
 def _write_report(settings: Settings, output_dir: Path, result: Result) -> None:
     from trainer.report import write_report
 
-    if any(
-        "after" not in sample for sample in (read_json(output_dir / SAMPLES_FILE) or {}).get("samples", [])
-    ):
+    if any("after" not in sample for sample in read_samples(output_dir)):
         result["notices"].append(
             f"{REPORT_FILE} lacks the tuned model's answers: the run was interrupted before."
         )

@@ -125,7 +125,7 @@ class RunLock:
 
 def _is_alive(pid: object) -> bool:
     """Another process with this number lives; our own number means a container that was started again."""
-    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
+    return isinstance(pid, int) and pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 def _boot_id() -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 from airflow_provider_sft.contract.errors import InterruptedRunError, SFTError
 from airflow_provider_sft.contract.exit_codes import ExitCode
 from airflow_provider_sft.contract.names import CONTRACT_VERSION
-from airflow_provider_sft.contract.outcome import Result
+from airflow_provider_sft.contract.outcome import Result, is_result
+from trainer.files import read_json
 
 
 def failed_result(error: SFTError, **facts: Any) -> Result:
@@ -37,6 +39,13 @@ def succeeded_result(reason: str, **facts: Any) -> Result:
             **facts,
         },
     )
+
+
+def read_success(path: Path) -> Result | None:
+    """The result of a run that succeeded; None for whatever else is in `path`."""
+    result: object = read_json(path)
+    is_ours = is_result(result) and result["status"] == "succeeded" and result["exit_code"] == 0
+    return cast("Result", result) if is_ours else None
 
 
 def interrupted_result(result: Result) -> Result:

@@ -18,14 +18,15 @@ from airflow_provider_sft.contract.errors import (
     NotFoundError,
     SFTError,
 )
-from airflow_provider_sft.contract.names import PROGRESS_FILE, RUN_ID_ENV_VAR
+from airflow_provider_sft.contract.names import RUN_ID_ENV_VAR
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings, resolve_config
 from trainer.checkpoints import CheckpointStore, checkpoint_step, find_flaw, recorded_step
+from trainer.damaged import set_damaged_aside
 from trainer.data.files import digest_data, locate_data
 from trainer.devices import find_gpus
-from trainer.failures import classify, named_places
-from trainer.files import read_json, volume_limits
+from trainer.failures import classify_in_run
+from trainer.files import volume_limits
 from trainer.finish import finish_run
 from trainer.launch import Launch, plan_launch, rank_environment
 from trainer.lock import RunLock
@@ -34,6 +35,7 @@ from trainer.nodes import read_nodes
 from trainer.outcome import failed_result, succeeded_result
 from trainer.paths import check_inputs_stay, prove_places
 from trainer.preflight import check_request, check_room
+from trainer.progress import read_step
 from trainer.rank import ParentChannel, RankOutcome, RunOrder
 from trainer.run_dir import RunDir, RunIdentity, identify_run
 from trainer.stop import Interrupted, StopRequest
@@ -101,6 +103,7 @@ class Attempt:
     def run(self) -> Result:
         started = time.monotonic()
         launch = self._plan()
+        set_damaged_aside(self.run_dir.path, self._warn)
         self.number = self.run_dir.claim(self.identity)
         self.run_dir.record(self.number, "started", gpus=launch.gpus, world_size=launch.world_size)
         try:
@@ -114,7 +117,7 @@ class Attempt:
         except SFTError as error:
             return self._fail(error, started)
         except Exception as error:  # a full volume is no internal error
-            failure = self._classify(error)
+            failure = classify_in_run(error, self.settings.values, TMPDIR=str(self.scratch_dir))
             if isinstance(failure, InternalError):
                 log.exception("Unexpected failure of the parent")
             return self._fail(failure, started)
@@ -189,12 +192,8 @@ class Attempt:
             )
         return asked
 
-    def _classify(self, error: Exception) -> SFTError:
-        values = self.settings.values
-        places = {**named_places(values), "TMPDIR": str(self.scratch_dir)}
-        return classify(error, model=str(values["model_name_or_path"]), places=places)
-
     def _facts(self, started: float, facts: Mapping[str, Any]) -> dict[str, Any]:
+        said = self.channel.notices() if self.channel else []
         known = {
             "base_model": str(self.settings.values["model_name_or_path"]),
             "attempt": self.number,
@@ -202,12 +201,7 @@ class Attempt:
             "gpu_s": round(self.run_dir.gpu_seconds(), 1),
             "config_sha256": self.identity.config_sha256,
             "data_sha256": self.identity.data_sha256,
-            "notices": [
-                *self.settings.notices,
-                *self.warnings,
-                *volume_limits(),
-                *(self.channel.notices() if self.channel else []),
-            ],
+            "notices": [*self.settings.notices, *self.warnings, *volume_limits(), *said],
             **facts,
         }
         if self.resumed_from_step is not None:
@@ -220,8 +214,8 @@ class Attempt:
 
     def _failed_facts(self) -> dict[str, Any]:
         """The step a failed attempt reached, from the progress it wrote."""
-        progress = read_json(self.run_dir.path / PROGRESS_FILE) or {}
-        return {"steps": progress["step"]} if progress.get("attempt") == self.number else {}
+        step = read_step(self.run_dir.path, self.number)
+        return {} if step is None else {"steps": step}
 
 
 def _asked_checkpoint(settings: Settings) -> bool | Path:

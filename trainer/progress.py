@@ -15,9 +15,13 @@ from typing import Any
 from airflow_provider_sft.contract.names import PROGRESS_FILE, TRAINING_LOGS_FILE
 from airflow_provider_sft.contract.progress import Progress, encode_progress
 from trainer.files import write_atomically, write_json
+from trainer.records import Shape, is_number, read_lines, read_record
 from trainer.streams import print_line
 
 HISTORY_FILE = ".sft.history.jsonl"
+HISTORY_SHAPE: Shape = {"step": int}
+PROGRESS_SHAPE: Shape = {"attempt": int, "step": int}
+_DIGITS = {"loss": 6, "learning_rate": 12, "grad_norm": 6, "eval_loss": 6, "tokens_per_s": 1}
 
 
 class ProgressWriter:
@@ -74,15 +78,15 @@ class ProgressWriter:
 
 
 def read_history(output_dir: Path) -> list[dict[str, Any]]:
-    """Every logging step of the run, over all attempts, in order; a torn last line is left out."""
-    path = output_dir / HISTORY_FILE
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
-    return entries
+    """Every logging step of the run, over all attempts, in order; what is torn or damaged is left out."""
+    entries = read_lines(output_dir / HISTORY_FILE, HISTORY_SHAPE)
+    return [entry for entry in entries if all(is_number(entry.get(name, 0)) for name in _DIGITS)]
+
+
+def read_step(output_dir: Path, attempt: int) -> int | None:
+    """The step that `attempt` reached, from the progress that it wrote."""
+    progress = read_record(output_dir / PROGRESS_FILE, PROGRESS_SHAPE) or {}
+    return int(progress["step"]) if progress.get("attempt") == attempt else None
 
 
 def summarize_losses(history: list[dict[str, Any]]) -> dict[str, float]:
@@ -103,10 +107,9 @@ def summarize_losses(history: list[dict[str, Any]]) -> dict[str, float]:
 
 def _finite(logs: Mapping[str, float]) -> dict[str, float]:
     """The numbers that a progress line carries, at the precision a reader needs; JSON has no NaN."""
-    digits = {"loss": 6, "learning_rate": 12, "grad_norm": 6, "eval_loss": 6, "tokens_per_s": 1}
     return {
         name: round(logs[name], places)
-        for name, places in digits.items()
+        for name, places in _DIGITS.items()
         if name in logs and math.isfinite(logs[name])
     }
 

@@ -20,7 +20,7 @@ from airflow_provider_sft.contract.progress import describe_duration
 from airflow_provider_sft.contract.settings import Settings
 from trainer.files import read_json, write_atomically
 from trainer.progress import read_history
-from trainer.run_dir import SAMPLES_FILE, STATISTICS_FILE
+from trainer.run_dir import STATISTICS_FILE, read_samples
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 _WIDTH, _HEIGHT, _MARGIN = 640, 220, 58
@@ -44,7 +44,7 @@ def write_report(output_dir: Path, settings: Settings, result: Result) -> Path:
         title=Path(result.get("base_model", "model")).name,
         curves=[curve for curve in _curves(history) if curve["lines"]],
         statistics=read_json(output_dir / STATISTICS_FILE) or {},
-        samples=(read_json(output_dir / SAMPLES_FILE) or {}).get("samples", []),
+        samples=read_samples(output_dir),
         config=json.dumps(settings.values, indent=2, ensure_ascii=False, default=str),
         environment=_describe_environment(),
     )

@@ -5,13 +5,12 @@ Stdlib only: this decides, before anything heavy is imported, whether there is a
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.names import (
@@ -25,11 +24,15 @@ from airflow_provider_sft.contract.names import (
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.plain_text import plain_value
 from trainer.files import append_line, digest_json, fingerprint_file, read_json, sync_directory, write_json
+from trainer.outcome import read_success
 from trainer.paths import prepare_directory
+from trainer.records import NUMBER, Shape, is_number, read_lines, read_record
 
 SAMPLES_FILE = ".sft.samples.json"
 STATISTICS_FILE = ".sft.statistics.json"
 PREPARED_DIR = ".sft.prepared"
+ATTEMPT_SHAPE: Shape = {"attempt": int, "event": str, "time": NUMBER}
+SAMPLES_SHAPE: Shape = {"samples": list}
 # Keys that change how a run is watched or told, not what is trained: a retry may change them.
 _NOT_IDENTITY = frozenset(
     {"overwrite", "hang_timeout_s", "resume_from_checkpoint", "report", "generate_samples", "log_level"}
@@ -96,7 +99,7 @@ class RunDir:
             raise self._taken(differences)
         if not (self.path / COMPLETE_FILE).exists():
             return None
-        return cast("Result | None", read_json(self.path / RESULT_FILE))
+        return read_success(self.path / RESULT_FILE)
 
     def make_room_for(self, identity: RunIdentity, config: Mapping[str, Any]) -> None:
         """`overwrite`: remove what another run left here. What this very run left stays, to resume from.
@@ -129,9 +132,7 @@ class RunDir:
 
     def attempts(self) -> list[dict[str, Any]]:
         """What earlier attempts wrote, a torn last line left out."""
-        path = self.path / ATTEMPTS_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [entry for line in lines if (entry := _parse_entry(line))]
+        return read_lines(self.path / ATTEMPTS_FILE, ATTEMPT_SHAPE)
 
     def record(self, attempt: int, event: str, **facts: Any) -> None:
         append_line(
@@ -144,7 +145,8 @@ class RunDir:
         started = {entry["attempt"]: entry for entry in entries if entry["event"] == "started"}
         ended = {entry["attempt"]: entry["time"] for entry in entries if entry["event"] != "started"}
         return sum(
-            (ended.get(number, time.time()) - begin["time"]) * begin.get("gpus", 0)
+            (ended.get(number, time.time()) - begin["time"])
+            * (begin.get("gpus") if is_number(begin.get("gpus")) else 0)
             for number, begin in started.items()
         )
 
@@ -168,6 +170,12 @@ class RunDir:
         )
 
 
+def read_samples(output_dir: Path) -> list[dict[str, Any]]:
+    """Prompts with their answers; what is damaged is left out."""
+    samples = (read_record(output_dir / SAMPLES_FILE, SAMPLES_SHAPE) or {}).get("samples", [])
+    return [each for each in samples if isinstance(each, dict) and isinstance(each.get("prompt"), str)]
+
+
 def _spare_inputs(config: Mapping[str, Any], left: list[Path]) -> None:
     doomed = {path.resolve() for path in left}
     for key, value in config.items():
@@ -178,11 +186,3 @@ def _spare_inputs(config: Mapping[str, Any], left: list[Path]) -> None:
                     f"Config key {key!r} is {value!r}, and 'overwrite' would remove {min(found)}. Move it out of "
                     f"output_dir, or give this run another output_dir."
                 )
-
-
-def _parse_entry(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) and {"attempt", "event", "time"} <= entry.keys() else None

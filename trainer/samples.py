@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from airflow_provider_sft.contract.settings import Settings
-from trainer.files import read_json, write_json
-from trainer.run_dir import SAMPLES_FILE
+from trainer.files import write_json
+from trainer.run_dir import SAMPLES_FILE, read_samples
 
 _MAX_NEW_TOKENS = 64
 _MAX_PROMPT_TOKENS = 1024
@@ -39,7 +39,7 @@ def sample_after(
     """Ask the tuned model the same. An attempt that is interrupted before has no time for it, and the report says so."""
     if not _is_asked(settings):
         return
-    samples = (read_json(output_dir / SAMPLES_FILE) or {}).get("samples", [])
+    samples = read_samples(output_dir)
     for sample in samples:
         sample["after"] = _generate(model, tokenizer, sample["prompt"])
     write_json(output_dir / SAMPLES_FILE, {"samples": samples})

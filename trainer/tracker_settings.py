@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.settings import Settings
 from airflow_provider_sft.contract.trackers import INTEGRATIONS, experiment_metadata, reported_to
 from airflow_provider_sft.contract.wording import show
-from trainer.files import read_json
+from trainer.files import parse_object, read_json
 
 _ALWAYS_ON = "file_logger"
 # MLflow's client would try for four minutes before it says that a server is gone.
@@ -92,13 +93,25 @@ def _mlflow_environment(settings: Settings, environ: Mapping[str, str], output_d
     if is_directory(uri):
         env["MLFLOW_ALLOW_FILE_STORE"] = "true"  # without it, MLflow 3.7 and later refuse a directory
     if metadata := experiment_metadata(values):
-        tags = {**json.loads(environ.get("MLFLOW_TAGS", "{}")), **metadata}
+        tags = {**_read_tags(environ), **metadata}
         env["MLFLOW_TAGS"] = json.dumps(tags)
     earlier = read_json(tracker_file(settings, output_dir, "mlflow")) or {}
-    if earlier.get("tracking_uri") == uri and "run_id" in earlier and "MLFLOW_RUN_ID" not in environ:
+    if (
+        earlier.get("tracking_uri") == uri
+        and str(earlier.get("run_id", "")).isalnum()
+        and "MLFLOW_RUN_ID" not in environ
+    ):
         # Its parameters are there and cannot be changed.
         env |= {"MLFLOW_RUN_ID": str(earlier["run_id"]), "MLFLOW_MAX_LOG_PARAMS": "0"}
     return env
+
+
+def _read_tags(environ: Mapping[str, str]) -> dict[str, Any]:
+    """:raises ConfigError: not a JSON object"""
+    text = environ.get("MLFLOW_TAGS") or "{}"
+    if (tags := parse_object(text.encode())) is None:
+        raise ConfigError(f"MLFLOW_TAGS is {text!r}, which is not a JSON object. Correct it, or unset it.")
+    return tags
 
 
 def is_directory(uri: str) -> bool:

@@ -39,7 +39,7 @@ from trainer.controller.callback import build_controller
 from trainer.data.prepare import prepare_data
 from trainer.data.telling import describe_losses
 from trainer.engine import Engine
-from trainer.failures import classify, named_places
+from trainer.failures import classify_in_run
 from trainer.files import volume_limits, write_json
 from trainer.interruption import StopCallback
 from trainer.learning import check_schedule
@@ -115,8 +115,6 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     engine.check_weights()
     engine.weights.check(engine.model, args, on_notice=channel.notice)
     files = save_final(engine, Path(order.model_dir), new_rows=new_rows)
-    for sentence in volume_limits():
-        channel.notice(sentence)
     facts = describe_training(engine, order, data.statistics)
     if engine.is_world_process_zero():
         Trained(order.model_dir, files, facts, channel.notices()).write(output_dir)
@@ -176,14 +174,14 @@ def main() -> int:
     try:
         facts = train(channel, order, StopSignal())
     except Exception as error:
-        failure = classify(
-            error, model=str(order.config["model_name_or_path"]), places=named_places(order.config)
-        )
+        failure = classify_in_run(error, order.config)
         if isinstance(failure, InternalError):
             log.exception("Unexpected failure of rank %d", channel.rank)
         channel.report_error(failure)
         # Orderly: torch's launcher must not take it for a failure and kill the ranks that still save.
         return 0 if isinstance(failure, InterruptedRunError) else int(failure.exit_code)
+    for sentence in volume_limits():
+        channel.notice(sentence)
     channel.report(RankOutcome(channel.rank, 0, facts=facts))
     return 0
 

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from trainer.files import describe_file, find_damage, read_json, write_json
+from trainer.files import describe_file, find_damage, write_json
+from trainer.records import Shape, is_number, read_record
 
 TRAINED_FILE = ".sft.trained.json"
+TRAINED_SHAPE: Shape = {"model_dir": str, "files": dict, "facts": dict, "notices": list, "exported": dict}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ class Trained:
         """What an earlier attempt of this run trained; `say` hears why that cannot be used any more."""
         if (trained := cls._load(output_dir)) is None:
             return None
-        directory = Path(trained.model_dir)
+        directory, damage = Path(trained.model_dir), None
+        if not is_number(trained.facts.get("steps")):
+            say(f"{output_dir / TRAINED_FILE} does not say how many steps were trained, and is not used.")
+            return None
         for files in (trained.files, trained.files | trained.exported):
             damage = next(find_damage(directory, files), None)
             if damage is None:
@@ -60,5 +65,5 @@ class Trained:
 
     @classmethod
     def _load(cls, output_dir: Path) -> Self | None:
-        found = read_json(output_dir / TRAINED_FILE) or {}
+        found = read_record(output_dir / TRAINED_FILE, TRAINED_SHAPE) or {}
         return cls(**found) if found.keys() == {each.name for each in fields(cls)} else None
