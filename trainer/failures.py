@@ -21,8 +21,8 @@ from airflow_provider_sft.contract.errors import (
     StorageFullError,
     TransientError,
 )
-from airflow_provider_sft.contract.secrets import mask_secrets
 from airflow_provider_sft.contract.paths import named_paths
+from airflow_provider_sft.contract.secrets import mask_secrets
 
 _LOST_PEER = re.compile(
     r"connection (closed|reset) by peer|\[?gloo|nccl|broken pipe|timed out waiting|rendezvous|socket timeout",
