@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from airflow_provider_sft.contract.settings import Settings
+from trainer.files import read_json
 
 Say = Callable[[str], None]
 
@@ -37,8 +39,23 @@ class VocabularyEnds:
         return [name for name in self.modules if _is_adapted(name, config)]
 
 
-def tie_adapters(config: LoraConfig, model: PreTrainedModel, settings: Settings, say: Say) -> None:
-    """Train both ends of a tied vocabulary as one where the config adapts an end, as fms-hf-tuning does."""
+def read_earlier_adapter(resume_from: str | None) -> Mapping[str, Any] | None:
+    """adapter_config.json of the checkpoint, which this run's adapter must fit; None where there is none."""
+    return read_json(Path(resume_from) / "adapter_config.json") if resume_from else None
+
+
+def tie_adapters(
+    config: LoraConfig,
+    model: PreTrainedModel,
+    settings: Settings,
+    say: Say,
+    *,
+    earlier: Mapping[str, Any] | None = None,
+) -> None:
+    """Train both ends of a tied vocabulary as one where the config adapts an end, as fms-hf-tuning does.
+
+    :param earlier: of `read_earlier_adapter`: an older release trained the ends apart
+    """
     ends = VocabularyEnds.of(model)
     adapted = ends.adapted(config)
     if not ends.are_tied or not adapted:
@@ -46,6 +63,8 @@ def tie_adapters(config: LoraConfig, model: PreTrainedModel, settings: Settings,
     reach = f"The adapter reaches {' and '.join(adapted)}, and this model's embedding and LM head are one matrix (tied)"
     if "ensure_weight_tying" in settings.given and not config.ensure_weight_tying:
         how = "with ensure_weight_tying false they are trained apart"
+    elif earlier is not None and not earlier.get("ensure_weight_tying"):
+        how = "they are trained apart, as in the checkpoint that this run resumes from"
     else:
         how = "both are trained as one (ensure_weight_tying)"
         config.ensure_weight_tying = True
@@ -64,26 +83,32 @@ def train_new_tokens(
     new_tokens: Sequence[int],
     values: Mapping[str, Any],
     say: Say,
+    *,
+    earlier: Mapping[str, Any] | None = None,
 ) -> None:
     """Put exactly the rows of `new_tokens` into `trainable_token_indices`, where the config does not train them itself."""
     if config is None or not new_tokens:
         return
-    if not isinstance(config, LoraConfig) or not values["train_new_tokens"]:
-        why = (
-            "train_new_tokens is false" if isinstance(config, LoraConfig) else "prompt tuning trains no rows"
-        )
-        say(_untrained(new_tokens, why))
+    if not isinstance(config, LoraConfig):
+        say(_untrained(new_tokens, "prompt tuning trains no rows"))
     elif config.trainable_token_indices is not None:
         if left := set(new_tokens) - set(_named_tokens(config.trainable_token_indices)):
             say(_untrained(sorted(left), "trainable_token_indices does not name them"))
+    elif not values["train_new_tokens"]:
+        say(_untrained(new_tokens, "train_new_tokens is false"))
+    elif earlier is not None and not earlier.get("trainable_token_indices"):
+        say(_untrained(new_tokens, "the checkpoint that this run resumes from does not hold them"))
     else:
-        ends = VocabularyEnds.of(model)
-        adapted = ends.adapted(config)
-        if adapted and ends.are_tied:
-            if not config.ensure_weight_tying and len(adapted) < len(ends.modules):
-                say(_untrained(new_tokens, f"only {adapted[0]} is adapted, and tied ends are trained apart"))
-            return
+        _train_open_ends(config, VocabularyEnds.of(model), new_tokens, say)
+
+
+def _train_open_ends(config: LoraConfig, ends: VocabularyEnds, new_tokens: Sequence[int], say: Say) -> None:
+    """The rows in each end that the config does not adapt itself."""
+    adapted = ends.adapted(config)
+    if not adapted or not ends.are_tied:
         _train_rows(config, ends, adapted, new_tokens, say)
+    elif not config.ensure_weight_tying and len(adapted) < len(ends.modules):
+        say(_untrained(new_tokens, f"only {adapted[0]} is adapted, and tied ends are trained apart"))
 
 
 def _train_rows(

@@ -83,7 +83,13 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     sample_before(model, tokenizer, data.statistics, settings, output_dir)
     new_tokens = find_new_tokens(model, loaded, new_rows=new_rows)
     model = apply_peft(
-        model, settings, tokenizer, new_rows=new_rows, new_tokens=new_tokens, say=channel.notice
+        model,
+        settings,
+        tokenizer,
+        new_rows=new_rows,
+        new_tokens=new_tokens,
+        resume_from=resume_from,
+        say=channel.notice,
     )
 
     finite = FiniteCallback(math.inf if sums_loss(settings) else loss_limit(len(tokenizer)))

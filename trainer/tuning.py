@@ -30,7 +30,7 @@ from trainer.misfit import (
     refusing_misfits,
     spare_routers,
 )
-from trainer.new_tokens import tie_adapters, train_new_tokens
+from trainer.new_tokens import read_earlier_adapter, tie_adapters, train_new_tokens
 
 _PROMPT_KEYS = ("prompt_tuning_init", "num_virtual_tokens", "prompt_tuning_init_text")
 
@@ -42,12 +42,14 @@ def apply_peft(
     *,
     new_rows: int,
     new_tokens: Sequence[int] = (),
+    resume_from: str | None = None,
     say: Callable[[str], None],
 ) -> Any:
     """The model as it is trained.
 
     :param new_rows: by how much the vocabulary grew; the adapter then carries the embeddings
     :param new_tokens: ids that the base was never trained on
+    :param resume_from: the checkpoint, whose adapter this one must fit
     :param say: what the config left open and was chosen here, a sentence
     :raises ConfigError: the adapter does not fit the model
     :raises DataError: nothing would be trained
@@ -60,9 +62,12 @@ def apply_peft(
     if config is None:
         return _check_trainable(model, "peft_method is not set and every weight of the model is frozen")
     check_sub_configs(config, settings.section("peft"))
-    if isinstance(config, LoraConfig):
-        _choose_places(config, model, settings, say)
-    train_new_tokens(config, model, new_tokens, settings.values, say)
+    earlier = read_earlier_adapter(resume_from)
+    with refusing_misfits(model, settings):
+        if isinstance(config, LoraConfig):
+            _choose_places(config, model, say)
+            tie_adapters(config, model, settings, say, earlier=earlier)
+        train_new_tokens(config, model, new_tokens, settings.values, say, earlier=earlier)
     check_saved_modules(model, settings.values)
     check_token_indices(config, model)
     with refusing_misfits(model, settings), telling_warnings(say):
@@ -73,14 +78,10 @@ def apply_peft(
     return _check_trainable(tuned, "the adapter has no weight in this model")
 
 
-def _choose_places(
-    config: LoraConfig, model: PreTrainedModel, settings: Settings, say: Callable[[str], None]
-) -> None:
+def _choose_places(config: LoraConfig, model: PreTrainedModel, say: Callable[[str], None]) -> None:
     if not config.target_modules and not config.target_parameters:
         config.target_modules = choose_targets(model, say)
-    with refusing_misfits(model, settings):
-        spare_routers(config, model, say)
-        tie_adapters(config, model, settings, say)
+    spare_routers(config, model, say)
 
 
 def _check_trainable(model: Any, reason: str) -> Any:

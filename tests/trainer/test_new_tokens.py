@@ -115,6 +115,27 @@ def test_new_tokens_are_left_alone_where_the_config_says_so_and_that_is_said(bas
     )
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"train_new_tokens": False},
+        {"add_special_tokens": None, "modules_to_save": ["lm_head"], "ensure_weight_tying": False},
+    ],
+)
+def test_checkpoint_of_a_release_that_trained_less_is_gone_on_from_as_it_was(bases, config, tmp_path, keys):
+    config |= {"model_name_or_path": str(bases / "tied")} | keys
+    train_here(config, tmp_path / "scratch")
+    whole = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    older = {
+        key: value for key, value in config.items() if key not in ("train_new_tokens", "ensure_weight_tying")
+    }
+    train_here(older, tmp_path / "scratch", resume_from=tmp_path / "out" / "checkpoint-4")
+    again = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert "the checkpoint that this run resumes from" in notices(tmp_path)
+
+
 LLAMA = tuple(ENDS.values())
 WINS = [
     ({}, LLAMA, "in model.embed_tokens and lm_head are trained"),
