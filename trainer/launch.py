@@ -15,17 +15,28 @@ from typing import Any
 
 import yaml
 
-from airflow_provider_sft.contract.errors import ConfigError, NotFoundError
+from airflow_provider_sft.contract.errors import ConfigError
 from airflow_provider_sft.contract.names import FSDP_DEFAULTS_ENV_VAR, SET_NUM_PROCESSES_ENV_VAR
 from airflow_provider_sft.contract.outcome import Distributed
+from airflow_provider_sft.contract.wording import show
 from trainer.fsdp_flags import fsdp_version_of, refuse_fsdp_on_cpu, translate_to_fsdp2
 from trainer.nodes import Nodes, read_nodes
+from trainer.yaml_text import read_yaml_file
 
 DEFAULT_FSDP_FILE = Path(__file__).with_name("fsdp.yaml")
 RANK_MODULE = "trainer.train"
 # What the driver counted, for a rank whose torch may be able to use fewer.
 COUNTED_GPUS_ENV_VAR = "SFT_COUNTED_GPUS"
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
+# Fields of accelerate's config file that are read here.
+_FILE_FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "num_processes": (int, "a whole number"),
+    "num_machines": (int, "a whole number"),
+    "distributed_type": ((str, bool), "a text such as FSDP or 'NO'"),  # YAML reads NO as false
+    "mixed_precision": ((str, bool), "a text such as bf16 or 'no'"),
+    "dynamo_config": (dict, "a mapping of keys to values"),
+    "fsdp_config": (dict, "a mapping of keys to values"),
+}
 # What a log is for; the user's environment wins.
 _RANK_DEFAULTS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -233,19 +244,14 @@ def read_switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool
 def _read_config_file(args: Mapping[str, Any]) -> dict[str, Any]:
     if not (name := args.get("config_file")):
         return {}
-    path = Path(name)
-    if not path.is_file():
-        raise NotFoundError(
-            f"accelerate_launch_args.config_file {str(path)!r} does not exist. Mount it, or drop it."
-        )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"accelerate_launch_args.config_file {str(path)!r} is not YAML: {error}") from error
+    key = "accelerate_launch_args.config_file"
+    content = read_yaml_file(Path(name), key)
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"accelerate_launch_args.config_file {str(path)!r} holds no mapping of keys to values."
-        )
+        raise ConfigError(f"{key} {str(name)!r} holds no mapping of keys to values.")
+    for entry, (kind, expected) in _FILE_FIELDS.items():
+        value = content.get(entry)
+        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise ConfigError(f"{key} {str(name)!r}: {entry!r} is {show(value)}. Write {expected}.")
     return content
 
 

@@ -32,6 +32,7 @@ from trainer.accelerator import refuse_missing_gpus, take_accelerator
 from trainer.activation import check_invocation
 from trainer.arguments import build_training_args, effective_distributed
 from trainer.attention import choose_attention
+from trainer.batches import check_batches
 from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, loss_limit
 from trainer.checkpoints import CheckpointStore, recorded_step
 from trainer.consensus import StopSignal, share_from_rank_zero
@@ -76,6 +77,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     if settings.values.get("do_dataprocessing_only"):
         return {"trained_token_share": data.statistics["trained_token_share"]}
     check_invocation(data.train, settings, tokenizer, say=channel.notice)
+    check_batches(args, data.train, data.validation)
     check_schedule(args, data.train)
 
     transformers.set_seed(args.seed)

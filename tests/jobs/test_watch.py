@@ -141,7 +141,9 @@ def test_reader_that_takes_over_begins_after_the_last_line_that_was_told():
 def test_log_of_a_node_in_another_time_zone_is_asked_for_in_utc():
     for offset, hour in (("Z", 0), ("+09:00", 9), ("+05:30", 5), ("-08:00", 16)):
         minutes = ":30:" if offset == "+05:30" else ":00:"
-        written = [line.replace(":00:0", f"{minutes}0") for line in stamped(3, 4, 5, offset=offset, hour=hour)]
+        written = [
+            line.replace(":00:0", f"{minutes}0") for line in stamped(3, 4, 5, offset=offset, hour=hour)
+        ]
         log = Lines(written[:2], written[1:])
         for _ in range(2):
             asyncio.run(log._read())

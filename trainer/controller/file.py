@@ -15,6 +15,7 @@ from trainer.controller.log_format import find_flaws
 from trainer.controller.metrics import EVENTS, METRIC_KINDS, Metric
 from trainer.controller.plan import Action, Controller, ControllerPlan, Operation, Patience
 from trainer.controller.rules import Rule, RuleError, compile_rule
+from trainer.yaml_text import parse_yaml
 
 _OPERATION_KINDS = ("HFControls", "LogControl")
 _PATIENCE_MODES = ("reset_on_failure", "no_reset_on_failure")
@@ -37,21 +38,23 @@ def read_controller_plan(path: Path, *, evaluates: bool) -> ControllerPlan:
 def _parse(path: Path) -> Any:
     key = "trainer_controller_config_file"
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"Config key {key!r} is {str(path)!r}, which does not exist. Correct it.") from None
-    except OSError as error:
-        raise ConfigError(
-            f"Config key {key!r} is {str(path)!r}, which cannot be read ({error.strerror})."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"byte {error.start + 1} is not UTF-8"
+        raise ConfigError(f"Config key {key!r} is {str(path)!r}, which cannot be read ({reason}).") from None
+    return parse_yaml(text, path.name, _UniqueKeyLoader)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is not a text", key_node.start_mark
+                )
             if key_node.value in seen:
                 where = f"line {key_node.start_mark.line + 1}"
                 raise yaml.constructor.ConstructorError(

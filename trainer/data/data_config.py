@@ -66,14 +66,15 @@ def _parse(path: Path, text: str) -> Any:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path} line {error.lineno}: not JSON ({error.msg}). Correct it.") from error
+        except (RecursionError, ValueError) as error:
+            raise ConfigError(
+                f"{path} is nested too deeply, or holds a number that is too long. Correct it."
+            ) from error
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"data_config_path {path} ends in {path.suffix!r}. Expected .yaml, .yml or .json.")
-    import yaml
+    from trainer.yaml_text import parse_yaml
 
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML ({' '.join(str(error).split())}). Correct it.") from error
+    return parse_yaml(text, str(path))
 
 
 def _read_dataset(spec: Any, where: str) -> DatasetSpec:
