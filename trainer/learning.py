@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from airflow_provider_sft.contract.errors import ConfigError, DivergedError
 from airflow_provider_sft.contract.learning_rules import describe_warmup
+from trainer.batches import check_batches
 from trainer.consensus import Consensus
 
 # The integer type whose bits are a number's; sums are taken over so many numbers at a time, to need no second tensor.
@@ -20,11 +21,13 @@ _CHUNK_NUMBERS = 1 << 22
 _NAMED_TENSORS = 3
 
 
-def check_schedule(args: TrainingArguments, rows: Any) -> None:
+def check_schedule(args: TrainingArguments, rows: Any, validation: Any = None) -> None:
     """Before the model is loaded, where the number of rows is known.
 
     :raises ConfigError: the warm-up takes the whole run
+    :raises DataError: as `check_batches`
     """
+    check_batches(args, rows, validation)
     if args.max_steps > 0 or not isinstance(rows, Sized):
         _check_warmup(args, args.max_steps)
         return

@@ -32,7 +32,6 @@ from trainer.accelerator import refuse_missing_gpus, take_accelerator
 from trainer.activation import check_invocation
 from trainer.arguments import build_training_args, effective_distributed
 from trainer.attention import choose_attention
-from trainer.batches import check_batches
 from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallback, loss_limit
 from trainer.checkpoints import CheckpointStore, recorded_step
 from trainer.consensus import StopSignal, share_from_rank_zero
@@ -61,8 +60,7 @@ log = logging.getLogger("trainer")
 
 def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, Any]:
     """Tune the model that `order` describes; what the result should say about it comes back."""
-    settings = resolve_config(order.config)
-    output_dir = Path(order.output_dir)
+    settings, output_dir = resolve_config(order.config), Path(order.output_dir)
 
     refuse_missing_gpus(wants_cpu=bool(settings.values.get("use_cpu")), say=channel.notice)
     args = build_training_args(settings, order)  # joins the other ranks
@@ -77,8 +75,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     if settings.values.get("do_dataprocessing_only"):
         return {"trained_token_share": data.statistics["trained_token_share"]}
     check_invocation(data.train, settings, tokenizer, say=channel.notice)
-    check_batches(args, data.train, data.validation)
-    check_schedule(args, data.train)
+    check_schedule(args, data.train, data.validation)
 
     transformers.set_seed(args.seed)
     model, new_rows = load_base(settings, loaded, args, say=channel.notice)
