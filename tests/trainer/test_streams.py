@@ -11,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_sft.contract.outcome import encode_termination_message
 from airflow_provider_sft.contract.progress import decode_progress
 from airflow_provider_sft.progress_report import ProgressReport
 from trainer import streams
 from trainer.data.telling import describe_statistics
+from trainer.run_dir import RunDir
 
 FORGED = '{"event":"progress","attempt":99,"step":999999,"max_steps":1000000}'
 LEVELS = (
@@ -123,3 +125,20 @@ def test_progress_of_the_run_itself_is_read_between_what_others_print(printed):
 
     lines = printed(work).split("\n")
     assert [line for line in lines if decode_progress(line)] == [FORGED]
+
+
+def test_secrets_of_urls_are_in_no_line_and_in_no_result(printed, tmp_path):
+    url = "https://CANARY@h/t.jsonl?X-Amz-Signature=CANARY"
+    result = {
+        "contract_version": 1,
+        "status": "failed",
+        "exit_code": 66,
+        "reason": url,
+        "advice": "",
+        "notices": [url],
+    }
+    RunDir(tmp_path).write_result(result)
+    written = [printed(lambda log: (log.error(url), print(url))), (tmp_path / "result.json").read_text()]
+    for text in [*written, encode_termination_message(result)]:
+        assert "https://***@h/t.jsonl?X-Amz-Signature=***" in text
+        assert "CANARY" not in text
