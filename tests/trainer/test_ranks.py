@@ -22,8 +22,7 @@ EVALUATES = {"eval_strategy": "steps", "eval_steps": 10}
 
 @pytest.fixture
 def two_ranks(lora_config):
-    two = {"accelerate_launch_args": {"num_processes": 2}, "add_special_tokens": ["complaint"]}
-    return {**lora_config, **SENSITIVE, **two}
+    return {**lora_config, **SENSITIVE, "accelerate_launch_args": {"num_processes": 2}}
 
 
 @pytest.fixture(scope="session")
