@@ -7,52 +7,71 @@ turn instead. Nothing here tokenises. Templates are untrusted: they run in trans
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils import chat_template_utils
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from airflow_provider_sft.contract.errors import ConfigError
+from trainer.data.chat_frame import (
+    PROBE,
+    Frame,
+    after_words,
+    common_length,
+    find_gaps,
+    find_header,
+    looks_like,
+    search_turns,
+    strings_of,
+)
 from trainer.data.masking import Span
+from trainer.data.sandbox import LimitedTemplate, limit_environment
+from trainer.data.time_limit import LimitError, limited_time
 
 Message = Mapping[str, Any]
 _GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
-# Words that occur in no template and no other text.
-_WORDS = ("Wq0first", "Wq1answer", "Wq2second", "Wq3reply")
-_PROBE = [
-    {"role": role, "content": words} for role, words in zip(("user", "assistant") * 2, _WORDS, strict=True)
-]
+_COMPILE = chat_template_utils._compile_jinja_template  # noqa: SLF001
 
 
 class TemplateFailedError(Exception):
     """The template could not render this row."""
 
 
-@dataclass(frozen=True)
-class _Frame:
-    r"""What the template writes around an assistant's turn.
+class _Conversation(list[Any]):
+    """The messages, and under names the columns of their row, as fms-hf-tuning's templates read them."""
 
-    :param header: what stands before it, such as `<|im_start|>assistant\n`
-    :param stop: what ends it, such as `<|im_end|>`; empty when only the next turn does
-    :param follows: what stands between it and the next user's words
-    """
+    def __init__(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
+        super().__init__(messages)
+        self._row = row
 
-    header: str
-    stop: str
-    follows: str
+    def __getitem__(self, key: Any) -> Any:
+        return self._row[key] if isinstance(key, str) else super().__getitem__(key)
+
+
+class _RowTemplate(LimitedTemplate):
+    """A compiled chat template, for transformers to render; it sees the row that is set."""
+
+    row: Mapping[str, Any] = MappingProxyType({})
+    is_row_itself = False
+
+    def generate(self, **variables: Any) -> Iterator[str]:
+        messages = self.row if self.is_row_itself else _Conversation(variables["messages"], self.row)
+        return super().generate(**{**variables, "messages": messages})
 
 
 class ChatTemplate:
     """The tokenizer's chat template.
 
+    :param column: of the rows, that holds the messages; None where the template reads the row itself
     :raises ConfigError: there is none, or it is no Jinja, or the sandbox stops it
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, column: str | None = "messages") -> None:
         if not tokenizer.chat_template:
             raise ConfigError(
                 "The rows are conversations, and the tokenizer has no chat template. Set 'chat_template', or tune a chat "
@@ -61,6 +80,8 @@ class ChatTemplate:
         self.source: str = tokenizer.get_chat_template()
         self._special_tokens = dict(tokenizer.special_tokens_map)
         self._added_tokens = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
+        self._column = column
+        self._compiled: dict[str, _RowTemplate] = {}
         self._check()
         self._marked = self.source if has_generation_markers(self.source) else self._marked_like(tokenizer)
 
@@ -86,41 +107,65 @@ class ChatTemplate:
     ) -> tuple[str, int]:
         """The text of a conversation, and where `answer` starts in it: where it goes on from what invites it."""
         text = self.render([*said, *answer], **extra)
-        return text, _common_length(text, self.render(said, prompt=True, **extra))
+        return text, common_length(text, self.render(said, prompt=True, **extra))
 
-    def _render(self, source: str, messages: Sequence[Message], **options: Any) -> tuple[str, list[Span]]:
+    def _render(
+        self,
+        source: str,
+        messages: Sequence[Message],
+        row: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> tuple[str, list[Span]]:
+        """:param row: the whole row, of which `messages` may be the beginning"""
         cleaned = [
             {key: value for key, value in message.items() if value is not None} for message in messages
         ]
         try:
-            texts, spans = render_jinja_template(
-                conversations=[cleaned], chat_template=source, **{**self._special_tokens, **options}
-            )
+            template = self._compile(source)
+            template.row, template.is_row_itself = self._row_of(cleaned, row), self._column is None
+            with limited_time(), _compiled_by(lambda _source: template):
+                texts, spans = chat_template_utils.render_jinja_template(
+                    conversations=[cleaned], chat_template=source, **{**self._special_tokens, **options}
+                )
+        except LimitError as error:
+            raise _stopped(error) from error
         except jinja2.exceptions.SecurityError as error:
             raise ConfigError(
                 f"The chat template does what the sandbox forbids ({error}). Take that out of it."
             ) from error
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            OverflowError,
-        ) as error:
+        except Exception as error:  # whatever foreign code raises
             raise TemplateFailedError(str(error)) from error
         return texts[0], (spans[0] if spans else [])
+
+    def _compile(self, source: str) -> _RowTemplate:
+        if source not in self._compiled:
+            # With transformers' own filters and functions.
+            environment = _COMPILE("").environment
+            self._compiled[source] = _RowTemplate(limit_environment(environment), source)
+        return self._compiled[source]
+
+    def _row_of(self, messages: Sequence[Message], row: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        if self._column is None:
+            return row or {}
+        column = (row or {}).get(self._column)
+        known = column[: len(messages)] if isinstance(column, list) else messages
+        return {**(row or {}), self._column: known}
 
     def _marked_like(self, tokenizer: Any) -> str | None:
         """The copy that trl has of the template with generation markers, if trl knows it and its copy writes the same."""
         try:
-            marked: str | None = get_training_chat_template(tokenizer)
+            with (
+                limited_time(),
+                _compiled_by(self._compile),
+            ):  # trl renders it, to see what it does with tools
+                marked: str | None = get_training_chat_template(tokenizer)
+        except LimitError as error:
+            raise _stopped(error) from error
         except (ValueError, TypeError, jinja2.TemplateError):
             return None
         try:
             same = (
-                marked is not None and self._render(marked, _PROBE)[0] == self._render(self.source, _PROBE)[0]
+                marked is not None and self._render(marked, PROBE)[0] == self._render(self.source, PROBE)[0]
             )
         except TemplateFailedError:
             return None
@@ -140,8 +185,10 @@ class ChatTemplate:
     ) -> list[Span] | None:
         count = sum(message["role"] == "assistant" for message in messages)
         frame = self._frame
-        if frame is not None and not any(_looks_like(frame, words) for words in _strings([*messages, extra])):
-            spans = _search_turns(text, frame)
+        if frame is not None and not any(
+            looks_like(frame, words) for words in strings_of([*messages, extra])
+        ):
+            spans = search_turns(text, frame)
             if len(spans) == count:
                 return spans
         return self._turns_by_prefix(text, messages, extra)
@@ -159,7 +206,7 @@ class ChatTemplate:
                 after = self.render(messages[: index + 1], **extra)
             except TemplateFailedError:
                 return None
-            start = _common_length(before, after)
+            start = common_length(before, after)
             if not (text.startswith(before[:start]) and text.startswith(after.rstrip())):
                 return None
             spans.append((start, self._turn_end(text, start, len(after))))
@@ -171,22 +218,22 @@ class ChatTemplate:
         return found + len(stop) if found >= 0 else min(end, len(text))
 
     @cached_property
-    def _frame(self) -> _Frame | None:
+    def _frame(self) -> Frame | None:
         """Learned from a conversation of words that occur nowhere else; None when the template has no such frame."""
         try:
-            text, asked = self.render(_PROBE), self.render(_PROBE[:1])
-            invited = self.render(_PROBE[:1], prompt=True)
+            text, asked = self.render(PROBE), self.render(PROBE[:1])
+            invited = self.render(PROBE[:1], prompt=True)
         except TemplateFailedError:
             return None
-        gaps = _gaps(text)
+        gaps = find_gaps(text)
         if gaps is None:
             return None
-        header = _assistant_header(gaps[0], _after_words(asked), _after_words(invited))
+        header = find_header(gaps[0], after_words(asked), after_words(invited))
         stop = self._stop(gaps[1])
         stop = stop if gaps[3].startswith(stop) else ""
         follows = gaps[1]
         usable = header.strip() and (stop or follows.strip()) and header in gaps[2]
-        return _Frame(header, stop, follows) if usable else None
+        return Frame(header, stop, follows) if usable else None
 
     def _stop(self, follows: str) -> str:
         """The added token that `follows` starts with, and any white space before it."""
@@ -196,64 +243,22 @@ class ChatTemplate:
         return ""
 
 
-def _gaps(text: str) -> list[str] | None:
-    """What stands after each of the probe's words, up to the next."""
-    places = [text.find(words) for words in _WORDS]
-    if -1 in places or places != sorted(places):
-        return None
-    ends = [*places[1:], len(text)]
-    return [text[start + len(words) : end] for words, start, end in zip(_WORDS, places, ends, strict=True)]
+@contextmanager
+def _compiled_by(compile_source: Callable[[str], _RowTemplate]) -> Iterator[None]:
+    """Let transformers render a limited template instead of one that it compiles without limits."""
+    stock = chat_template_utils._compile_jinja_template  # noqa: SLF001
+    chat_template_utils._compile_jinja_template = compile_source  # noqa: SLF001
+    try:
+        yield
+    finally:
+        chat_template_utils._compile_jinja_template = stock  # noqa: SLF001
 
 
-def _after_words(text: str) -> str:
-    """What stands after the user's words, in a text that ends with the user's turn."""
-    return text.rpartition(_WORDS[0])[2]
+def _stopped(error: LimitError) -> ConfigError:
+    return ConfigError(f"chat_template (or the tokenizer's own) is stopped: {error}. Simplify it.")
 
 
-def _assistant_header(gap: str, asked: str, invited: str) -> str:
-    """What every assistant's turn starts with.
-
-    :param gap: between the user's words and the assistant's
-    :param asked: the end of the user's turn
-    :param invited: the same with what invites an answer, which may go on past the header, with `<think>` for example
-    """
-    header = gap[: _common_length(gap, invited)]
-    rest = header[len(asked) :] if header.startswith(asked) else ""
-    return rest if rest.strip() else header
-
-
-def _search_turns(text: str, frame: _Frame) -> list[Span]:
-    spans, position = [], text.find(frame.header)
-    while position >= 0:
-        start = position + len(frame.header)
-        end = text.find(frame.stop or frame.follows, start)
-        end = len(text) if end < 0 else end + len(frame.stop)
-        spans.append((start, end))
-        position = text.find(frame.header, end)
-    return spans
-
-
-def _looks_like(frame: _Frame, words: str) -> bool:
-    """Whether a row's own words hold what the template would write."""
-    return frame.header.strip() in words or (frame.stop or frame.follows).strip() in words
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every text in a conversation, but for the names of roles."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if key != "role":
-                yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
-
-
-def _common_length(first: str, second: str) -> int:
-    """Of the longest text that both start with."""
-    return next(
-        (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-        min(len(first), len(second)),
-    )
+def says_nothing(text: str, words: Any) -> bool:
+    """Whether a template wrote nothing of a row: no text at all, or the first word of none of its texts."""
+    said = [first[0] for value in strings_of(words) if (first := value.split(maxsplit=1))]
+    return not text.strip() or (bool(said) and not any(word in text for word in said))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_sft.contract.errors import DataError
-from trainer.data.chat import ChatTemplate, TemplateFailedError
+from trainer.data.chat import ChatTemplate, TemplateFailedError, says_nothing
 from trainer.data.keys import DataKeys
 from trainer.data.masking import TO_END, Span
 from trainer.data.row_format import Example, RowFormat, describe_value
@@ -30,7 +30,9 @@ _NOT_SWITCHES = frozenset(
         "continue_final_message",
         "conversations",
         "documents",
+        "messages",
         "return_assistant_tokens_mask",
+        "row",
         "tools",
     }
 )
@@ -61,12 +63,19 @@ class ChatRows:
 
     def _example(self, chunk: RowChunk, index: int) -> Example:
         messages, extras = read_messages(chunk, index, self.column), _extras(chunk, index)
+        extras["row"] = chunk.rows[index]
+        spans: list[Span] | None = [(0, TO_END)]
         try:
             if self.whole:
-                return self.template.render(messages, **extras), [(0, TO_END)]
-            text, spans = self.template.render_turns(messages, **extras)
+                text = self.template.render(messages, **extras)
+            else:
+                text, spans = self.template.render_turns(messages, **extras)
         except TemplateFailedError as error:
             raise _refused(chunk, index, self.column, error) from error
+        if says_nothing(text, messages):
+            raise nothing_rendered(chunk, index)
+        if self.whole:
+            return text, spans
         return text, _drop_unweighted(spans or [], messages, chunk.where(index)) or None
 
 
@@ -94,6 +103,8 @@ class ChatPairRows:
             text, start = self.template.render_answer(said, answer, **_extras(chunk, index))
         except TemplateFailedError as error:
             raise _refused(chunk, index, self.answer, error) from error
+        if says_nothing(text, answer):
+            raise nothing_rendered(chunk, index)
         return text, [(0 if self.whole else start, TO_END)]
 
 
@@ -247,6 +258,13 @@ def _extras(chunk: RowChunk, index: int) -> dict[str, Any]:
         )
     extras = {"tools": tools, "documents": row.get("documents")}
     return {key: value for key, value in extras.items() if value} | switches
+
+
+def nothing_rendered(chunk: RowChunk, index: int) -> DataError:
+    return DataError(
+        f"{chunk.where(index)}: the chat template renders nothing of the row. Correct the template: it sees the "
+        "conversation as 'messages', and the row's columns as messages['column']."
+    )
 
 
 def _refused(chunk: RowChunk, index: int, column: str, error: Exception) -> DataError:

@@ -106,7 +106,7 @@ def _pairs(
             "which need none. Drop it, or name the one text with dataset_text_field."
         )
     if is_conversation(sample[prompt]):
-        return ChatPairRows(ChatTemplate(tokenizer), prompt, answer, whole=keys.loss_on_prompt)
+        return ChatPairRows(ChatTemplate(tokenizer, prompt), prompt, answer, whole=keys.loss_on_prompt)
     unread = [column for column in sample if column not in (prompt, answer)]
     return PairRows(
         prompt,
@@ -124,14 +124,14 @@ def _chat(column: str, keys: DataKeys, tokenizer: Any) -> ChatRows:
             f"response_template is {keys.response_template!r}, and {column!r} holds conversations, whose assistant "
             "turns are found without it. Drop it, or add instruction_template."
         )
-    return ChatRows(ChatTemplate(tokenizer), column, whole=keys.loss_on_user)
+    return ChatRows(ChatTemplate(tokenizer, column), column, whole=keys.loss_on_user)
 
 
 def _marked_chat(
     sample: dict[str, Any], column: str | None, keys: DataKeys, tokenizer: Any, eos: str
 ) -> MarkedChatRows:
     source: RowFormat = (
-        ChatRows(ChatTemplate(tokenizer), column, whole=True)
+        ChatRows(ChatTemplate(tokenizer, column), column, whole=True)
         if column
         else _text(sample, keys.without_templates(), tokenizer, "")
     )

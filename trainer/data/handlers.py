@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError
-from trainer.data.chat import ChatTemplate, TemplateFailedError
-from trainer.data.chat_rows import ChatRows, read_messages
+from trainer.data.chat import ChatTemplate, TemplateFailedError, says_nothing
+from trainer.data.chat_rows import ChatRows, find_conversation, nothing_rendered, read_messages
 from trainer.data.handler_arguments import Arguments, read_arguments
 from trainer.data.json_rows import Row
 from trainer.data.keys import DataKeys
@@ -118,7 +118,7 @@ def _mask_input(
 
 def _mask_chat(arguments: Arguments, sample: RowChunk, handled: HandledRows, context: HandlerContext) -> None:
     column = arguments.column("conversation_column", sample, default="messages")
-    handled.row_format = ChatRows(ChatTemplate(context.tokenizer), column)
+    handled.row_format = ChatRows(ChatTemplate(context.tokenizer, column), column)
     handled.max_length = arguments.get("max_seq_length")
 
 
@@ -139,19 +139,27 @@ def _apply_chat_template(
     arguments: Arguments, sample: RowChunk, handled: HandledRows, context: HandlerContext
 ) -> None:
     column = arguments.get("formatted_text_column_name")
-    conversation = arguments.column("conversation_column_name", sample, default="messages")
-    template = ChatTemplate(context.tokenizer)
+    conversation = (
+        arguments.column("conversation_column_name", sample)
+        if arguments.get("conversation_column_name")
+        else find_conversation(sample.rows[0], DataKeys())
+    )
+    template = ChatTemplate(context.tokenizer, conversation)
 
     def change(chunk: RowChunk, index: int) -> Row:
         row = chunk.rows[index]
         extras = {key: row[key] for key in ("tools", "documents") if row.get(key)}
+        messages = read_messages(chunk, index, conversation) if conversation else []
         try:
-            return {column: template.render(read_messages(chunk, index, conversation), **extras)}
+            text = template.render(messages, row=row, **extras)
         except TemplateFailedError as error:
             raise DataError(
-                f"{chunk.where(index)}: the chat template refuses {conversation!r} ({error}). Correct the row, or the "
-                "template."
+                f"{chunk.where(index)}: the chat template refuses {conversation or 'the row'!r} ({error}). Correct the "
+                "row, or the template."
             ) from error
+        if says_nothing(text, messages or row):
+            raise nothing_rendered(chunk, index)
+        return {column: text}
 
     _add_map(handled, arguments, change)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import jinja2
 from jinja2.meta import find_undeclared_variables
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from trainer.data.rows import RowChunk
+from trainer.data.sandbox import LimitedEnvironment, LimitedTemplate
+from trainer.data.time_limit import LimitError
 
 
 class RowTemplate:
@@ -22,17 +23,17 @@ class RowTemplate:
     """
 
     def __init__(self, key: str, source: str, columns: Sequence[str], constants: Mapping[str, Any]) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-        )
+        environment = LimitedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         self._key, self._constants = key, dict(constants)
         try:
-            self._template = environment.from_string(source)
+            self._template = LimitedTemplate(environment, source)
             names = find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(
                 f"{key} is no Jinja template: line {error.lineno}: {error.message}. Correct it."
             ) from error
+        except LimitError as error:
+            raise ConfigError(f"{key} is stopped: {error}. Simplify it.") from error
         unknown = sorted(names - {"element", *columns, *constants, *environment.globals})
         if unknown:
             raise ConfigError(
@@ -44,17 +45,26 @@ class RowTemplate:
 
     def fill(self, chunk: RowChunk, index: int) -> str:
         """
-        :raises DataError: this row lacks a column
+        :raises DataError: this row lacks a column, or nothing is rendered
         :raises ConfigError: the sandbox stops the template
         """
         row = chunk.rows[index]
         try:
-            return self._template.render({**self._constants, **row, "element": row})
+            text = self._template.render(**{**self._constants, **row, "element": row})
+        except LimitError as error:
+            raise ConfigError(
+                f"{chunk.where(index)}: {self._key} is stopped: {error}. Simplify it."
+            ) from error
         except jinja2.exceptions.SecurityError as error:
             raise ConfigError(
                 f"{self._key} does what the sandbox forbids ({error}). Take that out of it."
             ) from error
-        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # whatever foreign code raises
             raise DataError(
                 f"{chunk.where(index)}: {self._key} fails ({error}). Correct the row, or the template."
             ) from error
+        if not text.strip():
+            raise DataError(
+                f"{chunk.where(index)}: {self._key} renders nothing. Correct the template, or take the row out."
+            )
+        return text

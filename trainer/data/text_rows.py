@@ -30,9 +30,9 @@ class TextRows:
     def render(self, chunk: RowChunk) -> list[Example]:
         eos, template = self.eos, self.response_template
         texts = self.read_texts(chunk)
-        ended = [text if eos and text.endswith(eos) else text + eos for text in texts]
+        ended = [_end(text, eos) for text in texts]
         if template is None:
-            return [(text, _WHOLE) for text in ended]
+            return [(text, _WHOLE if text else None) for text in ended]
         starts = [text.rfind(template) for text in texts]
         size = len(template)
         return [
@@ -78,7 +78,16 @@ class PairRows:
             else ""
         )
         ending = "" if self.eos and answer.endswith(self.eos) else self.eos
+        if not (prompt + answer).strip():
+            return "", None
         return f"{prompt}{joint}{answer}{ending}", _WHOLE if self.whole else [(len(prompt), TO_END)]
+
+
+def _end(text: str, eos: str) -> str:
+    """With its end; a blank text gets none, so that it has nothing to train."""
+    if not text.strip():
+        return ""
+    return text if eos and text.endswith(eos) else text + eos
 
 
 def read_column(column: str, named_by: str) -> Callable[[RowChunk], list[str]]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from airflow_provider_sft.contract.errors import DataError
 from trainer.data.dropped import DropLog
 from trainer.data.encode import EncodedRows, Encoder
+from trainer.data.masking import Span
 from trainer.data.pretokenised import read_tokens
 from trainer.data.row_format import Example, Pretokenised, RowFormat
 from trainer.data.rows import RowChunk
@@ -48,24 +49,22 @@ class Tokeniser:
         for chunk, encoded, blank in self._encode(chunks, row_format):
             kept = (encoded.trained_counts() > 0) & (encoded.whole_lengths <= (self.longest or np.inf))
             for index in np.flatnonzero(~kept):
-                self.dropped.add(
-                    self._reason(row_format, encoded, int(index), blank), chunk.where(int(index))
-                )
+                self.dropped.add(self._reason(encoded, int(index), blank), chunk.where(int(index)))
             yield chunk, encoded, kept
 
     def _encode(
         self, chunks: Iterable[RowChunk], row_format: RowFormat | Pretokenised
-    ) -> Iterator[tuple[RowChunk, EncodedRows, list[bool]]]:
-        """Each chunk with its tokens, and which rows have nothing to train, however long a row may be."""
+    ) -> Iterator[tuple[RowChunk, EncodedRows, list[str | None]]]:
+        """Each chunk with its tokens, and why a row has nothing to train, however long a row may be."""
         if isinstance(row_format, Pretokenised):
             for chunk in chunks:
                 tokens = read_tokens(chunk, self.vocabulary, self.max_length)
-                yield chunk, tokens, [True] * len(chunk.rows)
+                yield chunk, tokens, [row_format.unlabelled] * len(chunk.rows)
             return
         special = row_format.special_tokens
         for chunk, examples, encodings in self._ahead(chunks, row_format):
             encoded = self.encoder.label(encodings, examples, special_tokens=special)
-            yield chunk, encoded, [spans is None for _, spans in examples]
+            yield chunk, encoded, [_why_blank(row_format, *example) for example in examples]
 
     def _ahead(
         self, chunks: Iterable[RowChunk], row_format: RowFormat
@@ -83,17 +82,21 @@ class Tokeniser:
             if waiting is not None:
                 yield _finish(*waiting)
 
-    def _reason(
-        self, row_format: RowFormat | Pretokenised, encoded: EncodedRows, index: int, blank: list[bool]
-    ) -> str:
+    def _reason(self, encoded: EncodedRows, index: int, blank: list[str | None]) -> str:
         length = encoded.whole_lengths[index]
         if self.longest is not None and length > self.longest:
             return f"they have more than {self.longest:,} tokens"
-        if blank[index]:
-            return row_format.unlabelled
+        if why := blank[index]:
+            return why
         if length > self.max_length:
             return f"what is trained of them lies beyond {self.max_length:,} tokens"
         return "there is no token in them to predict"
+
+
+def _why_blank(row_format: RowFormat, text: str, spans: list[Span] | None) -> str | None:
+    if spans is not None:
+        return None
+    return row_format.unlabelled if text.strip() else "their text is empty"
 
 
 class ProgressTeller:
