@@ -11,7 +11,7 @@ from trainer.data.checks import check_keys, show, suggest, take
 from trainer.data.plan import HandlerSpec
 from trainer.data.rows import RowChunk
 
-_TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask")
+TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Arguments:
     def check_columns(
         self, name: str, columns: Sequence[Any], sample: RowChunk, *, tokenised: bool = False
     ) -> None:
-        known = [*sample.rows[0], *(_TOKEN_COLUMNS if tokenised else ())]
+        known = [*sample.rows[0], *(TOKEN_COLUMNS if tokenised else ())]
         for column in columns:
             if column not in known:
                 raise ConfigError(
@@ -115,6 +115,11 @@ def read_arguments(spec: HandlerSpec) -> Arguments:
     if not shape.plain:
         check_keys(own, names, f"{key}.fn_kwargs")
     _check_options(spec.arguments, shape, key)
+    if options := own.get("tokenizer_kwargs"):
+        raise ConfigError(
+            f"{key}.fn_kwargs.tokenizer_kwargs is {show(options)}, which is not supported. Drop it; to cut rows set "
+            "max_length or max_seq_length."
+        )
     return Arguments(key, _read_own(own, shape, key), spec.arguments)
 
 

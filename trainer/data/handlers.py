@@ -13,7 +13,7 @@ from typing import Any
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from trainer.data.chat import ChatTemplate, TemplateFailedError, says_nothing
 from trainer.data.chat_rows import ChatRows, find_conversation, nothing_rendered, read_messages
-from trainer.data.handler_arguments import Arguments, read_arguments
+from trainer.data.handler_arguments import TOKEN_COLUMNS, Arguments, read_arguments
 from trainer.data.json_rows import Row
 from trainer.data.keys import DataKeys
 from trainer.data.plan import HandlerSpec
@@ -23,7 +23,13 @@ from trainer.data.templates import RowTemplate
 from trainer.data.text_rows import PairRows, TextRows, read_column
 
 _AFTER_TOKENISING = frozenset(
-    {"skip_samples_with_large_columns", "remove_columns", "select_columns", "rename_columns"}
+    {
+        "skip_samples_with_large_columns",
+        "remove_columns",
+        "select_columns",
+        "rename_columns",
+        "duplicate_columns",
+    }
 )
 
 Drop = Callable[[str, str], None]
@@ -167,7 +173,18 @@ def _apply_chat_template(
 def _duplicate(
     arguments: Arguments, sample: RowChunk, handled: HandledRows, _context: HandlerContext
 ) -> None:
-    existing, new = arguments.column("existing_column_name", sample), arguments.get("new_column_name")
+    existing, new = arguments.get("existing_column_name"), arguments.get("new_column_name")
+    tokenised = handled.row_format is not None
+    arguments.check_columns("existing_column_name", [existing], sample, tokenised=tokenised)
+    if tokenised and (existing, new) == ("input_ids", "labels"):
+        # fms-hf-tuning's recipe for training whole texts, which is what `tokenize` without a template means here.
+        _train_whole(arguments, handled)
+        return
+    if tokenised and existing in TOKEN_COLUMNS:
+        raise ConfigError(
+            f"{arguments.key} copies {existing!r} to {new!r}. After tokenising, only a copy of 'input_ids' to 'labels' has "
+            "a meaning. Drop the handler."
+        )
     if new in sample.rows[0]:
         raise ConfigError(
             f"{arguments.key}.new_column_name is {new!r}, which the rows have already. Take another."
@@ -177,6 +194,19 @@ def _duplicate(
         return {name: chunk.rows[index].get(existing) for name in (existing, new)}
 
     _add_map(handled, arguments, change)
+
+
+def _train_whole(arguments: Arguments, handled: HandledRows) -> None:
+    """Labels that are a copy of the tokens train every token."""
+    if not isinstance(handled.row_format, TextRows):
+        raise ConfigError(
+            f"{arguments.key} copies 'input_ids' to 'labels', which the handler before has made already. Drop the handler."
+        )
+    if handled.row_format.response_template is not None:
+        raise ConfigError(
+            f"{arguments.key} trains whole texts, and response_template is {handled.row_format.response_template!r}. "
+            "Drop one of them."
+        )
 
 
 def _skip_large(

@@ -32,7 +32,7 @@ from trainer.data.tokenise import ProgressTeller, Tokeniser
 from trainer.files import digest_json, write_json
 
 # Raised when the same rows would come out otherwise.
-CODE_VERSION = 2
+CODE_VERSION = 3
 # These packings make several documents of a row that is too long, instead of cutting it.
 _SPLITTING = ("bfd_split", "wrapped")
 

@@ -138,6 +138,10 @@ WRONG = {
         [handler("apply_custom_jinja_template", formatted_text_column_name="t", template="{{z}}")],
         r"template names 'z', and the rows have 'q', 'a', 'n'",
     ),
+    "tokenizer_kwargs": (
+        [handler("tokenize", text_column_name="q", tokenizer_kwargs={"add_special_tokens": False})],
+        r"tokenizer_kwargs is {'add_special_tokens': False}, which is not supported",
+    ),
     "vision": ([handler("prepare_multimodal_data_processor")], r"only text is trained here"),
 }
 
@@ -153,3 +157,30 @@ def test_handlers_that_leave_out_every_row_end_the_run(tmp_path, bpe):
     skip = handler("skip_samples_with_large_columns", column_name="q", max_allowed_length=1)
     with pytest.raises(DataError, match=r"none of 2 rows .*'q' is longer than 1: .*line 1"):
         run(tmp_path, bpe, [skip, MASK])
+
+
+TOKENISE = handler("tokenize", "all", text_column_name="q")
+COPY = handler("duplicate_columns", existing_column_name="input_ids", new_column_name="labels")
+
+
+def test_tokens_copied_to_labels_train_whole_texts_as_fms_hf_tuning_does(tmp_path, bpe):
+    skip = handler("skip_samples_with_large_columns", column_name="input_ids", max_allowed_length=500)
+    prepared = run(tmp_path, bpe, [TOKENISE, skip, COPY])
+    assert [row["labels"].tolist() for row in prepared.train] == [bpe(row["q"])["input_ids"] for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("handlers", "keys", "sentence"),
+    [
+        ([MASK, COPY], {}, "which the handler before has made already. Drop the handler"),
+        ([TOKENISE, COPY], {"response_template": "="}, "trains whole texts, and response_template is '='"),
+        (
+            [TOKENISE, handler("duplicate_columns", existing_column_name="input_ids", new_column_name="x")],
+            {},
+            "only a copy of 'input_ids' to 'labels' has a meaning. Drop",
+        ),
+    ],
+)
+def test_copy_of_tokens_without_a_meaning_is_refused_with_what_to_do(tmp_path, bpe, handlers, keys, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        run(tmp_path, bpe, handlers, **keys)
