@@ -9,7 +9,7 @@ ARGS ?=
 CODE := airflow_provider_sft trainer dags tests tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage faults check format bench image image-pins gpu-test image-test cluster-test vllm schema pin clean
+.PHONY: help install demo test coverage faults check format bench image image-pins gpu-test image-test cluster-test vllm vllm-table schema pin clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -66,6 +66,9 @@ image-pins: install ## write images/requirements-*.txt anew from constraints.txt
 
 vllm: install ## our verdict on adapters against released vLLM, whose wheels it fetches (2 GB)
 	$(BIN)/python -m tools.vllm $(ARGS)
+
+vllm-table: install ## what each vLLM release takes, read from its wheel: ARGS="0.34.0 --out FILE"
+	$(BIN)/python -m tools.vllm_table $(ARGS)
 
 schema: install ## write config_schema.json and docs/config.md anew from the trainer's dataclasses
 	$(BIN)/python -m trainer.schema

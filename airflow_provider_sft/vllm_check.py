@@ -1,4 +1,4 @@
-"""`sft-config vllm-check DIR [--vllm X.Y] [--base DIR]`: how each vLLM release takes an adapter."""
+"""`sft-config vllm-check DIR [--vllm X.Y] [--base DIR] [--table FILE]`: how each vLLM release takes an adapter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_sft.contract.exit_codes import ExitCode
-from airflow_provider_sft.contract.outcome import VllmVerdict
-from airflow_provider_sft.contract.vllm_releases import RANGES, find_range, version_key
+from airflow_provider_sft.contract.vllm_releases import use_table
 
 _TEXT = "Say how each vLLM release takes an adapter: loads right, loads wrong, or rejected."
 
@@ -22,38 +21,34 @@ def add_vllm_check_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--base", type=Path, metavar="DIR", help="the served model, where the adapter does not say"
     )
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="further releases, as $SFT_VLLM_TABLE (docs/vllm.md)"
+    )
+    parser.add_argument(
+        "--allow-unmeasured", action="store_true", help="exit 0 for a release that was not measured"
+    )
     parser.set_defaults(command=run_vllm_check)
 
 
 def run_vllm_check(arguments: argparse.Namespace) -> int:
     """0 when the adapter loads right in all the releases asked for, else 69.
 
-    :raises SFTError: no adapter there, or a release that was not measured
+    :raises SFTError: no adapter there, or a release older than those measured
     """
-    from airflow_provider_sft.contract.vllm import describe_verdict, judge_adapter
+    from airflow_provider_sft.contract.vllm import describe_verdict, judge, read_adapter
 
-    verdicts = judge_adapter(arguments.directory, base=arguments.base)
-    if arguments.vllm:
-        verdicts = [_of_release(verdicts, arguments.vllm)]
-        sys.stdout.write(_say_if_newer(arguments.vllm))
+    if arguments.table is not None:
+        use_table(arguments.table)
+    adapter = read_adapter(arguments.directory, base=arguments.base)
+    verdicts = judge(adapter, release=arguments.vllm)
     sys.stdout.write("".join(f"{describe_verdict(verdict)}\n" for verdict in verdicts))
-    right = all(verdict["verdict"] == "loads_right" for verdict in verdicts)
+    if adapter.base is None:
+        name = adapter.config.get("base_model_name_or_path")
+        sys.stderr.write(
+            f"The base model {name!r} was not found, neither as a directory nor in the Hub's cache, "
+            "so this is a guess. Give its directory with --base.\n"
+        )
+        return int(ExitCode.EXPORT)
+    accepted = {"loads_right", *(["not_measured"] if arguments.allow_unmeasured else [])}
+    right = {verdict["verdict"] for verdict in verdicts} <= accepted
     return int(ExitCode.SUCCEEDED if right else ExitCode.EXPORT)
-
-
-def _of_release(verdicts: list[VllmVerdict], version: str) -> VllmVerdict:
-    start = find_range(version).start
-    return next(
-        verdict
-        for verdict in reversed(verdicts)
-        if version_key(verdict["releases"].partition("-")[0]) <= start
-    )
-
-
-def _say_if_newer(version: str) -> str:
-    newest = RANGES[-1].last
-    if version_key(version)[:2] <= version_key(newest):
-        return ""
-    return (
-        f"vLLM {version} is newer than {newest}, the newest that was measured, and is taken to be like it.\n"
-    )

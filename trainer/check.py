@@ -109,9 +109,9 @@ def _fsdp() -> Iterator[str]:
 
 def _export() -> Iterator[str]:
     import trainer.export  # noqa: F401  # it must load without a compiler, a GPU or the network
-    from airflow_provider_sft.contract.vllm_releases import RANGES
+    from airflow_provider_sft.contract.vllm_releases import label_of, measured_releases
 
-    yield f"adapters are written for vLLM {RANGES[0].first} to {RANGES[-1].last}"
+    yield f"adapters are written for vLLM {label_of(measured_releases()[0])} to {label_of(measured_releases()[-1])}"
 
 
 CHECKS: Mapping[str, _Check] = {

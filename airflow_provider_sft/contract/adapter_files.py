@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 
 _MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
 _LENGTH_BYTES = 8
+_SCAN_BYTES = 16 << 20
 
 
 class TensorEntry(NamedTuple):
@@ -76,3 +78,35 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ExportError(f"{path} holds no JSON object. Save the adapter again.")
     return value
+
+
+def find_nonfinite(tensors: Mapping[str, TensorEntry]) -> str | None:
+    """The first tensor that holds a NaN or an infinity."""
+    return next((name for name, entry in tensors.items() if _is_nonfinite(entry)), None)
+
+
+# Bytes of a number's end that are all ones in its exponent, for each type: the last, and the bits of the one before.
+_EXPONENTS = {
+    "F32": (4, b"\x7f\xff", 0x80),
+    "BF16": (2, b"\x7f\xff", 0x80),
+    "F16": (2, bytes((*range(0x7C, 0x80), *range(0xFC, 0x100))), 0),
+}
+
+
+def _is_nonfinite(entry: TensorEntry) -> bool:
+    if entry.dtype not in _EXPONENTS:
+        return False
+    size, last, before = _EXPONENTS[entry.dtype]
+    mask_last = bytes(int(value in last) for value in range(256))
+    mask_before = bytes(int(value & before == before) for value in range(256))
+    with entry.path.open("rb") as file:
+        file.seek(entry.begin)
+        left = entry.end - entry.begin
+        while left > 0 and (block := file.read(min(left, _SCAN_BYTES))):
+            left -= len(block)
+            high = block[size - 1 :: size].translate(mask_last)
+            if 1 in high:
+                low = block[size - 2 :: size].translate(mask_before)
+                if int.from_bytes(high, "big") & int.from_bytes(low, "big"):
+                    return True
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _PEFT_PREFIX = "base_model.model."
@@ -64,29 +65,61 @@ def embedding_side(module: str) -> str | None:
     return "output" if leaf in _OUTPUT_EMBEDDINGS else None
 
 
-def match_pattern(pattern: dict[str, Any], module: str) -> Any:
-    """The value that PEFT's `rank_pattern` or `alpha_pattern` holds for a module: the first key that ends its name.
+def parameter_of(config: Mapping[str, Any], module: str) -> str | None:
+    """The parameter that a LoRA is on where PEFT wraps parameters (target_parameters, fused experts); else None.
 
-    Fused experts are matched by their parameter's name, as in PEFT.
+    Where both of an expert layer's parameters carry LoRA, PEFT names the inner one `experts.base_layer`.
     """
+    inner = module.removesuffix(".base_layer")
+    targets: Iterable[str] = config.get("target_parameters") or ()
+    leaves = [(target, target.rpartition(".")[2]) for target in targets]
+    named = {leaf for target, leaf in leaves if f".{inner}.{leaf}".endswith(f".{target}")}
+    if len(named) == 1:
+        return named.pop()
+    return _expert_parameter(module)
+
+
+def _expert_parameter(module: str) -> str | None:
     if module.endswith(".experts.base_layer"):
-        module = module.removesuffix(".base_layer") + ".gate_up_proj"
-    elif module.endswith(".experts"):
-        module += ".down_proj"
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        return "gate_up_proj"
+    return "down_proj" if module.endswith(".experts") else None
+
+
+def rank_of(config: Mapping[str, Any], module: str) -> int:
+    """The rank that PEFT gives a module: rank_pattern's, else r."""
+    return _match(config.get("rank_pattern"), _pattern_key(config, module)) or int(config["r"])
+
+
+def scaling_of(config: Mapping[str, Any], module: str) -> float:
+    """What multiplies B·A: alpha / r, or alpha / sqrt(r) with rsLoRA, by the patterns."""
+    alpha = _match(config.get("alpha_pattern"), _pattern_key(config, module))
+    return _scaling(config, rank_of(config, module), alpha)
+
+
+def plain_scaling(config: Mapping[str, Any], module: str | None = None) -> float:
+    """What a reader applies that ignores the patterns; given a module, one that knows no parameters but experts'."""
+    if module is None:
+        return _scaling(config, int(config["r"]), None)
+    parameter = _expert_parameter(module)
+    key = f"{module.removesuffix('.base_layer')}.{parameter}" if parameter else module
+    rank, alpha = (_match(config.get(name), key) for name in ("rank_pattern", "alpha_pattern"))
+    return _scaling(config, rank or int(config["r"]), alpha)
+
+
+def _scaling(config: Mapping[str, Any], rank: int, alpha: float | None) -> float:
+    known = float(config["lora_alpha"]) if alpha is None else alpha
+    return known / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _pattern_key(config: Mapping[str, Any], module: str) -> str:
+    """The name that PEFT compares with a pattern's keys: of the parameter where LoRA is on one."""
+    parameter = parameter_of(config, module)
+    return f"{module.removesuffix('.base_layer')}.{parameter}" if parameter else module
+
+
+def _match(pattern: Mapping[str, Any] | None, name: str) -> Any:
+    """The value of the first key that ends the name."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", name):
             return value
     return None
-
-
-def scaling_of(config: dict[str, Any], module: str | None = None) -> float:
-    """What multiplies B·A: alpha / r, or alpha / sqrt(r) with rsLoRA.
-
-    :param module: None asks for what a reader that ignores the patterns applies
-    """
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    if module is not None:
-        rank = match_pattern(config.get("rank_pattern") or {}, module) or rank
-        alpha_override = match_pattern(config.get("alpha_pattern") or {}, module)
-        alpha = alpha if alpha_override is None else alpha_override
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -18,7 +18,7 @@ class VllmVerdict(TypedDict):
     """How a range of vLLM releases takes the exported model."""
 
     releases: str
-    verdict: Literal["loads_right", "loads_wrong", "rejected"]
+    verdict: Literal["loads_right", "loads_wrong", "rejected", "not_measured"]
     reason: str
     flags: list[str]
 

@@ -7,25 +7,22 @@ from typing import Any, Literal, NamedTuple
 
 from airflow_provider_sft.contract.adapter_files import TensorEntry
 from airflow_provider_sft.contract.adapter_layout import Role, parse_tensor_name
-
-_FIRST: tuple[int, ...] = (0,)
-_NEVER: tuple[int, ...] = (1_000,)
+from airflow_provider_sft.contract.base_model import BaseModel
+from airflow_provider_sft.contract.vllm_releases import follows
 
 
 class Finding(NamedTuple):
-    """A reason against an adapter in the releases from `since` up to, but without, `until`."""
+    """A reason against an adapter in the releases that follow the rule `since` and not yet the rule `until`."""
 
     outcome: Literal["loads_wrong", "rejected"]
     reason: str
-    since: tuple[int, ...] = _FIRST
-    until: tuple[int, ...] = _NEVER
+    since: str | None = None
+    until: str | None = None
 
-
-class Base(NamedTuple):
-    """The served model, as far as the verdict asks."""
-
-    architecture: str
-    vocabulary: int | None
+    def applies_to(self, release: str) -> bool:
+        return (self.since is None or follows(release, self.since)) and not (
+            self.until is not None and follows(release, self.until)
+        )
 
 
 class Adapter(NamedTuple):
@@ -36,7 +33,8 @@ class Adapter(NamedTuple):
     tensors: dict[str, TensorEntry]
     new_embeddings: dict[str, TensorEntry]
     new_embedding_size: int | None
-    base: Base | None
+    base: BaseModel | None
+    nonfinite: str | None = None  # a tensor that holds NaN or infinity
 
     @property
     def num_new_rows(self) -> int:

@@ -7,16 +7,22 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from airflow_provider_sft.contract.adapter_layout import Role, embedding_side, parse_tensor_name, scaling_of
+from airflow_provider_sft.contract.adapter_layout import (
+    Role,
+    embedding_side,
+    parse_tensor_name,
+    plain_scaling,
+    scaling_of,
+)
 from airflow_provider_sft.contract.vllm_adapter import Adapter, Finding, is_fused_experts
 from airflow_provider_sft.contract.vllm_releases import (
     CLASSIFIER_HEADS,
     EXPERT_LORA,
+    LARGE_VOCABULARY,
     MAX_LORA_RANKS,
     NO_EXTRA_VOCABULARY,
     PATTERNS,
-    ReleaseRange,
-    keeps_experts_fused,
+    follows,
     support_of,
 )
 
@@ -25,7 +31,10 @@ _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 # Variants that change what is computed and that no release of vLLM reads.
 _UNIMPLEMENTED = ("layer_replication", "use_bdlora", "use_qalora")
 _UNREAD_VARIANTS = ("kasa_config", "arrow_config", "monteclora_config")
-_VOCABULARY_LIMITS = (((0,), 257_024), ((0, 31), 258_048))  # of an architecture that takes LoRA on lm_head
+_ONE_EXPERT = re.compile(r"\.experts\.\d+\.\w+$")
+# Gated experts have three matrices, others two.
+_EXPERT_LEAVES = ({"w1", "w2", "w3"}, {"gate_proj", "up_proj", "down_proj"}, {"up_proj", "down_proj"})
+_LARGEST_VOCABULARY_BEFORE, _LARGEST_VOCABULARY = 257_024, 258_048  # where lm_head takes LoRA
 _EXPERT_NAME = re.compile(r"\.experts(\.|$)")
 
 
@@ -110,19 +119,23 @@ def _unimplemented(config: dict[str, Any]) -> Iterator[str]:
 
 
 def check_patterns(adapter: Adapter) -> Iterator[Finding]:
-    """Releases before 0.32 multiply every module by lora_alpha / r, whatever the patterns say."""
+    """Releases before 0.32 multiply every module by lora_alpha / r, later ones match the patterns with modules."""
     config = adapter.config
     if not (config.get("rank_pattern") or config.get("alpha_pattern")):
         return
-    plain = scaling_of(config)
-    differing = [
-        module
-        for module in adapter.lora_modules
-        if not math.isclose(scaling_of(config, module), plain, rel_tol=1e-9)
-    ]
-    if differing:
+    modules = adapter.lora_modules
+    trained = [scaling_of(config, module) for module in modules]
+    if differing := _differing(modules, trained, [plain_scaling(config)] * len(modules)):
         reason = f"rank_pattern and alpha_pattern are ignored before vLLM 0.32 ({len(differing)} modules, {differing[0]} for one)."
         yield Finding("loads_wrong", reason, until=PATTERNS)
+    if differing := _differing(modules, trained, [plain_scaling(config, module) for module in modules]):
+        reason = f"vLLM matches rank_pattern and alpha_pattern with modules, and PEFT with parameters ({differing[0]})."
+        yield Finding("loads_wrong", reason, since=PATTERNS)
+
+
+def _differing(modules: list[str], trained: list[float], applied: list[float]) -> list[str]:
+    pairs = zip(modules, trained, applied, strict=True)
+    return [module for module, one, other in pairs if not math.isclose(one, other, rel_tol=1e-9)]
 
 
 def check_tensors(adapter: Adapter) -> Iterator[Finding]:
@@ -165,40 +178,63 @@ def check_experts(adapter: Adapter) -> Iterator[Finding]:
     if not experts:
         return
     yield Finding("rejected", "vLLM takes LoRA on expert layers since 0.11.1.", until=EXPERT_LORA)
-    if not any(map(is_fused_experts, experts)):
-        if adapter.config.get("use_rslora"):
-            reason = "The experts' rsLoRA scaling is ignored by vLLM 0.12 and some later releases."
-            yield Finding("loads_wrong", reason, since=NO_EXTRA_VOCABULARY, until=CLASSIFIER_HEADS)
-    elif adapter.base is not None and keeps_experts_fused(adapter.base.architecture):
-        reason = "Before 0.12, vLLM reads the experts' fused LoRA in another order."
+    if lacking := _incomplete_experts(set(experts)):
+        reason = f"vLLM wants LoRA on every matrix of an expert, and {lacking} lacks some."
         yield Finding("loads_wrong", reason, until=NO_EXTRA_VOCABULARY)
-    else:
-        yield Finding(
-            "loads_wrong", "vLLM wants a LoRA for each expert of this model, and the adapter's is fused."
-        )
+        yield Finding("rejected", reason, since=NO_EXTRA_VOCABULARY)
+    if not any(map(is_fused_experts, experts)) and adapter.config.get("use_rslora"):
+        reason = "The experts' rsLoRA scaling is ignored by vLLM 0.12 and some later releases."
+        yield Finding("loads_wrong", reason, since=NO_EXTRA_VOCABULARY, until=CLASSIFIER_HEADS)
 
 
-def check_architecture(adapter: Adapter, entry: ReleaseRange) -> Iterator[Finding]:
-    """What the release range takes for the base model's architecture."""
+def check_fused_experts(adapter: Adapter, release: str) -> Iterator[Finding]:
+    if not any(map(is_fused_experts, adapter.lora_modules)):
+        return
+    base = adapter.base
+    if base is None or not support_of(base.architecture, release).keeps_experts_fused:
+        if (
+            base is not None
+            and base.architecture == "GptOssForCausalLM"
+            and not follows(release, NO_EXTRA_VOCABULARY)
+        ):
+            yield Finding("loads_wrong", "Before 0.12, vLLM reads the experts' fused LoRA in another order.")
+            return
+        reason = "vLLM wants a LoRA for each expert of this model, and the adapter's is fused"
+        if follows(release, PATTERNS):
+            reason += " (a server with --enable-mixed-moe-lora-format takes it with is_3d_lora_weight on the request)"
+        yield Finding("loads_wrong", f"{reason}.")
+
+
+def _incomplete_experts(modules: set[str]) -> str | None:
+    """The first expert, or fused layer of experts, without LoRA on one of its matrices."""
+    leaves: dict[str, set[str]] = {}
+    for module in modules:
+        if is_fused_experts(module):
+            leaves.setdefault(module.removesuffix(".base_layer"), set()).add(module)
+        elif _ONE_EXPERT.search(module):
+            expert, _, leaf = module.rpartition(".")
+            leaves.setdefault(expert, set()).add(leaf)
+    for expert, found in leaves.items():
+        wanted = {expert, f"{expert}.base_layer"} if is_fused_experts(expert) else None
+        if found != wanted and found not in _EXPERT_LEAVES:
+            return expert
+    return None
+
+
+def check_architecture(adapter: Adapter, release: str) -> Iterator[Finding]:
+    """What the release takes for the base model's architecture."""
     if adapter.base is None:
         return
     name = adapter.base.architecture
-    support = support_of(name, entry)
+    support = support_of(name, release)
     if not support.lora:
-        what = (
-            f"takes no LoRA for {name}" if support.known else f"does not list {name} in all of these releases"
-        )
+        what = f"takes no LoRA for {name}" if support.known else f"does not list {name}"
         yield Finding("rejected", f"vLLM {what}.")
         return
-    if support.embeddings and (adapter.base.vocabulary or 0) > _vocabulary_limit(entry):
-        yield Finding(
-            "rejected", f"vLLM takes LoRA on {name} up to {_vocabulary_limit(entry)} tokens of vocabulary."
-        )
+    limit = _LARGEST_VOCABULARY if follows(release, LARGE_VOCABULARY) else _LARGEST_VOCABULARY_BEFORE
+    if support.embeddings and (adapter.base.vocabulary or 0) > limit:
+        yield Finding("rejected", f"vLLM takes LoRA on {name} up to {limit} tokens of vocabulary.")
     refused = [module for module in adapter.lora_modules if embedding_side(module)]
     refused = [module for module in refused if module.rpartition(".")[2] not in support.embeddings]
     if refused:
         yield Finding("rejected", f"vLLM takes no LoRA on {' and '.join(sorted(refused))} for {name}.")
-
-
-def _vocabulary_limit(entry: ReleaseRange) -> int:
-    return max(limit for since, limit in _VOCABULARY_LIMITS if since <= entry.start)

@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_sft import cli
 from airflow_provider_sft.contract.errors import ConfigError, ExportError
 from airflow_provider_sft.contract.vllm import judge_adapter, judge_model
-from airflow_provider_sft.contract.vllm_releases import find_range
+from airflow_provider_sft.contract.vllm_releases import find_releases
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "vocab_size": 1000}
 
@@ -97,9 +97,8 @@ def test_a_rank_over_512_is_rejected(write):
         ("GraniteForCausalLM", EVERYWHERE),
         ("Qwen2ForCausalLM", {"0.8.5-0.33": "rejected"}),
         ("Gemma2ForCausalLM", {"0.8.5-0.33": "rejected"}),
-        # Each verdict holds for all releases of its range: in these the first and the last differ.
-        ("MistralForCausalLM", {"0.8.5-0.11.2": "loads_right", "0.12-0.33": "rejected"}),
-        ("Qwen3ForCausalLM", {"0.8.5-0.30": "rejected", "0.31-0.33": "loads_right"}),
+        ("MistralForCausalLM", {"0.8.5-0.14.1": "loads_right", "0.15.1-0.33": "rejected"}),
+        ("Qwen3ForCausalLM", {"0.8.5-0.15.1": "rejected", "0.16-0.33": "loads_right"}),
     ],
 )
 def test_lora_on_embeddings_depends_on_the_architecture(write, architecture, expected):
@@ -111,7 +110,7 @@ def test_lora_on_embeddings_depends_on_the_architecture(write, architecture, exp
     ("architecture", "reason"),
     [
         ("GPT2LMHeadModel", "vLLM takes no LoRA for GPT2LMHeadModel."),
-        ("NobodysModel", "vLLM does not list NobodysModel in all of these releases."),
+        ("NobodysModel", "vLLM does not list NobodysModel."),
     ],
 )
 def test_an_architecture_without_lora_is_rejected(write, architecture, reason):
@@ -178,7 +177,7 @@ def test_lora_bias_is_dropped_by_some_releases_and_refused_by_others(write):
 
 def test_a_vocabulary_beyond_the_kernels_limit_is_rejected(write):
     verdicts = judge_adapter(write(q_proj(), base=LLAMA | {"vocab_size": 257_500}))
-    assert outcomes(verdicts) == {"0.8.5-0.30": "rejected", "0.31-0.33": "loads_right"}
+    assert outcomes(verdicts) == {"0.8.5-0.16": "rejected", "0.17.0-0.33": "loads_right"}
 
 
 def test_a_prompt_tuned_adapter_is_rejected(write):
@@ -192,17 +191,24 @@ def test_a_whole_model_loads_where_its_architecture_is_listed():
 
 
 @pytest.mark.parametrize(
-    ("version", "first"),
-    [("0.9.2", "0.8.5"), ("0.11.2", "0.11.1"), ("0.12.0", "0.12"), ("v0.33.1", "0.32"), ("1.0", "0.32")],
+    ("version", "meant"),
+    [
+        ("0.9.2", ["0.9.2"]),
+        ("0.11", ["0.11.0", "0.11.1", "0.11.2"]),
+        ("0.12.0", ["0.12.0"]),
+        ("v0.33.1", ["0.33.0"]),
+        ("0.34", []),
+        ("1.0", []),
+    ],
 )
-def test_a_release_lies_in_one_range(version, first):
-    assert find_range(version).first == first
+def test_a_version_means_the_measured_releases_of_it(version, meant):
+    assert find_releases(version) == meant
 
 
 @pytest.mark.parametrize("version", ["0.8.4", "0.5"])
 def test_a_release_before_the_first_measured_is_refused(version):
     with pytest.raises(ConfigError, match=r"older than 0\.8\.5"):
-        find_range(version)
+        find_releases(version)
 
 
 def test_vllm_check_prints_every_range_and_ends_69_when_one_is_wrong(write, capsys):
@@ -216,13 +222,38 @@ def test_vllm_check_prints_every_range_and_ends_69_when_one_is_wrong(write, caps
 def test_vllm_check_of_one_release_answers_for_it_alone(write, capsys):
     directory = write(q_proj(4), rank_pattern={"q_proj": 4})
     assert cli.main(["vllm-check", str(directory), "--vllm", "0.32.1"]) == 0
-    assert capsys.readouterr().out.startswith("vLLM 0.32-0.33: loads right.")
+    assert capsys.readouterr().out.startswith("vLLM 0.32: loads right.")
     assert cli.main(["vllm-check", str(directory), "--vllm", "0.30"]) == 69
 
 
-def test_vllm_check_says_when_a_release_is_newer_than_what_was_measured(write, capsys):
-    assert cli.main(["vllm-check", str(write(q_proj())), "--vllm", "0.40"]) == 0
-    assert "newer than 0.33, the newest that was measured" in capsys.readouterr().out
+def test_vllm_check_of_a_release_that_was_not_measured_ends_69_unless_that_is_allowed(write, capsys):
+    command = ["vllm-check", str(write(q_proj())), "--vllm", "0.40"]
+    assert cli.main(command) == 69
+    assert capsys.readouterr().out.startswith("vLLM 0.40: not measured.")
+    assert cli.main([*command, "--allow-unmeasured"]) == 0
+
+
+def test_vllm_check_of_an_unknown_base_ends_69_and_says_how_to_name_it(write, capsys):
+    assert cli.main(["vllm-check", str(write(q_proj(), base=None))]) == 69
+    assert "Give its directory with --base" in capsys.readouterr().err
+
+
+def test_vllm_check_finds_the_base_in_the_hubs_cache(write, tmp_path, monkeypatch):
+    directory = write(q_proj(), base=None, base_model_name_or_path="some/model")
+    snapshot = tmp_path / "hub" / "models--some--model" / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(LLAMA | {"architectures": ["GPT2LMHeadModel"]}))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (verdict,) = judge_adapter(directory)
+    assert (verdict["verdict"], verdict["reason"]) == ("rejected", "vLLM takes no LoRA for GPT2LMHeadModel.")
+
+
+def test_a_users_table_adds_a_release(write, tmp_path, monkeypatch, capsys):
+    table = {"releases": ["0.34.0"], "rules": {}, "architectures": {"LlamaForCausalLM": "n"}}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    monkeypatch.setenv("SFT_VLLM_TABLE", str(tmp_path / "table.json"))
+    assert cli.main(["vllm-check", str(write(q_proj())), "--vllm", "0.34"]) == 69
+    assert "vLLM 0.34: rejected. vLLM takes no LoRA for LlamaForCausalLM." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--vllm", "x"], 64), (["--vllm", "0.1"], 64)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -14,17 +15,21 @@ from trainer.failures import classify
 
 
 def main(argv: list[str]) -> int:
-    arguments = _build_parser().parse_args(argv)
+    parser = _build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.output_dir is not None and len(arguments.directories) > 1:
+        parser.error("--output-dir takes one DIR. Call it once for each.")
     try:
         outcomes = export_checkpoints(
             arguments.directories,
             num_new_tokens=arguments.num_new_tokens,
             mode=arguments.mode,
             base_model_dir=arguments.base,
+            output_dir=arguments.output_dir,
         )
     except Exception as error:  # noqa: BLE001  # whatever it is, it ends in a sentence and an exit code
         known = classify(error, model=str(arguments.base))
-        sys.stderr.write(plain_lines(f"{known.reason}\n{known.advice}") + "\n")
+        sys.stderr.write(plain_lines(_in_flags(f"{known.reason}\n{known.advice}")) + "\n")
         return int(known.exit_code)
     for outcome in outcomes:
         sys.stdout.write(plain_text(_describe(outcome)))
@@ -60,12 +65,31 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base", type=Path, metavar="DIR", help="the base model, where the adapter does not say"
     )
+    parser.add_argument(
+        "--output-dir",
+        "--output_model_path",
+        type=Path,
+        metavar="DIR",
+        help="where to write, instead of in place",
+    )
     return parser
+
+
+def _in_flags(text: str) -> str:
+    """A sentence about config keys as one about this command's flags."""
+    text = text.replace(
+        "Set vllm_export to 'merged', or drop lora_post_process_for_vllm", "Use --mode merged"
+    )
+    text = re.sub(
+        r"\b([Ss])et vllm_export to '(\w+)'", lambda m: f"{'U' if m[1] == 'S' else 'u'}se --mode {m[2]}", text
+    )
+    text = re.sub(r"Drop lora_post_process_for_vllm, or (\w)", lambda m: m[1].upper(), text)
+    return text.replace("or 'both'", "or both").replace("Drop lora_post_process_for_vllm.", "")
 
 
 def _describe(outcome: ExportOutcome) -> str:
     lines = [f"{outcome.model_path}: {outcome.model_kind}, {len(outcome.files)} files"]
-    lines += outcome.notices
+    lines += map(_in_flags, outcome.notices)
     lines += [describe_verdict(verdict) for verdict in outcome.vllm_verdict]
     return "".join(f"{line}\n" for line in lines)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_sft.contract.adapter_files import TensorEntry
+from airflow_provider_sft.contract.errors import ExportError
 from trainer.export.numbers import Array, encode_array, read_array
 from trainer.export.tensors import Chunk, OutTensor, slice_rows
 
@@ -96,6 +97,11 @@ def _edited(edit: Edit, matrices: list[tuple[Array, Array]], start: int, stop: i
     block = _unedited(edit, start, stop)
     for delta, (a, b) in zip(edit.deltas, matrices, strict=True):
         added = a[:, start:stop].T @ b.T if delta.transposed else b[start:stop] @ a
+        if added.shape not in (block.shape, (*block.shape, 1)):  # a bias is a column
+            raise ExportError(
+                f"{edit.name} has the shape {edit.start.shape}, and the adapter's LoRA the shape "
+                f"({b.shape[0]}, {a.shape[1]}). Give the model that it was tuned from with --base."
+            )
         block += added.reshape(block.shape) * block.dtype.type(delta.scaling)
     return block
 

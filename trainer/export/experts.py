@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from airflow_provider_sft.contract.adapter_layout import match_pattern
+from airflow_provider_sft.contract.adapter_layout import parameter_of, rank_of
 from airflow_provider_sft.contract.vllm_adapter import is_fused_experts
 from trainer.export.building import add_zero_rows, computed, rearranged, widen_columns
 from trainer.export.numbers import Array, read_array
@@ -23,13 +23,24 @@ _GATE_UP_DOWN = (("w1", "w3", "w2"), ("gate_proj", "up_proj", "down_proj"))
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """The experts of one fused module. On disk they are apart where `prefix` says so."""
+    """The experts of one fused module. They are exported apart where `prefix` says so."""
 
     module: LoraModule
     num_experts: int
     prefix: str | None  # model.layers.0.block_sparse_moe.experts
     leaves: tuple[str, ...]  # the matrices of an expert that this module's LoRA is for, in order
     is_down: bool
+    zeros: tuple[str, ...] = ()  # the other matrices, where no LoRA is on them: vLLM wants one for each
+
+    @property
+    def lacks_other(self) -> bool:
+        return bool(self.zeros)
+
+    def zero_shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of A and B of one matrix without LoRA: one of gate and up, or down."""
+        out, width = self.module.b.shape[0], self.module.a.shape[1]
+        wide, narrow = (out, width) if self.is_down else (width, out // 2)
+        return ((rank, wide), (narrow, rank)) if self.is_down else ((rank, narrow), (wide, rank))
 
     @property
     def rank(self) -> int:
@@ -51,28 +62,28 @@ def plain_modules(source: Source) -> list[LoraModule]:
 
 
 def expert_layers(source: Source) -> list[ExpertLayer]:
-    return [_expert_layer(source, module) for module in source.lora_modules if is_fused_experts(module.name)]
+    fused = [module for module in source.lora_modules if is_fused_experts(module.name)]
+    return [_expert_layer(source, module, {other.name for other in fused}) for module in fused]
 
 
-def _expert_layer(source: Source, module: LoraModule) -> ExpertLayer:
-    rank = match_pattern(source.config.get("rank_pattern") or {}, module.name) or int(source.config["r"])
-    num_experts = max(module.a.shape[0] // rank, 1)
-    fused, is_down = module.name.removesuffix(".base_layer"), _is_down(source, module)
+def _expert_layer(source: Source, module: LoraModule, fused: set[str]) -> ExpertLayer:
+    num_experts = max(module.a.shape[0] // rank_of(source.config, module.name), 1)
+    name, parameter = module.name.removesuffix(".base_layer"), parameter_of(source.config, module.name)
+    is_down, is_alone = parameter == "down_proj", not {name, f"{name}.base_layer"} <= fused
+    prefix, (gate, up, down) = _apart(source, name)
+    leaves, others = ((down,), (gate, up)) if is_down else ((gate, up), (down,))
+    zeros = others if is_alone and parameter in ("gate_up_proj", "down_proj") else ()
+    return ExpertLayer(module, num_experts, prefix, leaves, is_down, zeros)
+
+
+def _apart(source: Source, fused: str) -> tuple[str | None, tuple[str, str, str]]:
+    """Where each expert's own matrices are, and their names; no place for experts that vLLM keeps fused."""
     for prefix in (fused, fused.replace(".mlp.", ".block_sparse_moe.")):
         for gate, up, down in _GATE_UP_DOWN:
-            if source.base is not None and f"{prefix}.0.{gate}.weight" in source.base.tensors:
-                leaves = (down,) if is_down else (gate, up)
-                return ExpertLayer(module, num_experts, prefix, leaves, is_down)
-    return ExpertLayer(module, num_experts, None, (), is_down)
-
-
-def _is_down(source: Source, module: LoraModule) -> bool:
-    """Where only one of the two carries LoRA, PEFT names it `experts`, whichever it is."""
-    if module.name.endswith(".base_layer"):
-        return False
-    parameters = source.config.get("target_parameters") or []
-    names = {parameter.split(".")[-1] for parameter in parameters}
-    return "gate_up_proj" not in names or "down_proj" in names
+            on_disk = source.base.find(f"{prefix}.0.{gate}") if source.base else None
+            if on_disk is not None:
+                return on_disk.removesuffix(f".0.{gate}.weight"), (gate, up, down)
+    return None, _GATE_UP_DOWN[1]
 
 
 def write_experts(layer: ExpertLayer, *, rank: int, scaling: float) -> Iterator[OutTensor]:
@@ -80,10 +91,30 @@ def write_experts(layer: ExpertLayer, *, rank: int, scaling: float) -> Iterator[
     factor = layer.module.scaling / scaling
     if layer.prefix is None:
         yield from _fused_tensors(layer, rank - layer.rank, factor)
+        if layer.lacks_other:
+            yield from _fused_zeros(layer, rank)
         return
     for expert in range(layer.num_experts):
         for leaf in layer.leaves:
             yield from _expert_tensors(layer, expert, leaf, rank - layer.rank, factor)
+        for leaf in layer.zeros:
+            name = f"base_model.model.{layer.prefix}.{expert}.{leaf}"
+            yield from _zeros(name, *layer.zero_shapes(rank), layer.module)
+
+
+def _zeros(name: str, a: tuple[int, int], b: tuple[int, int], like: LoraModule) -> Iterator[OutTensor]:
+    import numpy as np
+
+    yield rearranged(f"{name}.lora_A.weight", like.a.dtype, a, partial(np.zeros, a, "<f4"))
+    yield rearranged(f"{name}.lora_B.weight", like.b.dtype, b, partial(np.zeros, b, "<f4"))
+
+
+def _fused_zeros(layer: ExpertLayer, rank: int) -> Iterator[OutTensor]:
+    fused = f"base_model.model.{layer.module.name}"
+    (_, wide), (narrow, _) = layer.zero_shapes(rank)
+    stacked, rows = layer.num_experts * rank, narrow * len(layer.zeros)
+    name = f"{fused}.base_layer" if layer.is_down else fused
+    yield from _zeros(name, (stacked, wide), (rows, stacked), layer.module)
 
 
 def _expert_tensors(
@@ -109,6 +140,8 @@ def _fused_tensors(layer: ExpertLayer, missing: int, factor: float) -> Iterator[
     import numpy as np
 
     module, name = layer.module, f"base_model.model.{layer.module.name}"
+    if layer.lacks_other and not layer.is_down:
+        name += ".base_layer"  # as PEFT names it where down_proj carries LoRA too
     if not missing and math.isclose(factor, 1, rel_tol=1e-12):
         yield add_zero_rows(f"{name}.lora_A.weight", module.a, 0)
         yield add_zero_rows(f"{name}.lora_B.weight", module.b, 0)

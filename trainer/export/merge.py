@@ -13,15 +13,17 @@ from typing import Any
 
 from airflow_provider_sft.contract.adapter_files import TensorEntry
 from airflow_provider_sft.contract.adapter_layout import Role, embedding_side
+from airflow_provider_sft.contract.base_model import BaseModel
 from airflow_provider_sft.contract.errors import ExportError
-from trainer.export.base_model import BaseModel
 from trainer.export.edits import Delta, Edit
 from trainer.export.experts import ExpertLayer, expert_layers, plain_modules
 from trainer.export.numbers import Array, read_array
 from trainer.export.source import LoraModule, Source
 from trainer.export.vocabulary import SIDES, Embedding, Vocabulary
 
-_FUSED_TRANSPOSED = frozenset({"gpt_oss", "llama4", "llama4_text"})  # experts are (in, out) there
+_FUSED_TRANSPOSED = frozenset(
+    {"gpt_oss", "aria", "aria_text", "openai_privacy_filter"}
+)  # is_transposed in transformers
 
 
 class MergePlan:

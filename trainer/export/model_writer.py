@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from airflow_provider_sft.contract.adapter_files import read_tensor_file
-from trainer.export.base_model import INDEX_FILE
+from airflow_provider_sft.contract.base_model import INDEX_FILE
 from trainer.export.edits import apply_edit
 from trainer.export.merge import MergePlan, edit_config
 from trainer.export.tensor_writer import copy_file, write_bytes, write_tensor_file

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from airflow_provider_sft.contract.adapter_files import TensorEntry
-from airflow_provider_sft.contract.adapter_layout import scaling_of
+from airflow_provider_sft.contract.adapter_layout import plain_scaling
 from airflow_provider_sft.contract.errors import ExportError
 from airflow_provider_sft.contract.vllm_releases import MAX_LORA_RANKS
 from trainer.export.building import add_zero_rows, computed, rearranged, widen_columns
@@ -105,7 +105,7 @@ def _choose_shape(source: Source, num_rows: int) -> Shape:
     rank = max(*ranks, *(layer.rank for layer in expert_layers(source)))
     if rank > _MAX_RANK:
         raise ExportError(f"Rank {rank} is more than vLLM takes ({_MAX_RANK}). Set vllm_export to 'merged'.")
-    return Shape(rank, scaling_of(source.config))
+    return Shape(rank, plain_scaling(source.config))
 
 
 def _write_module(source: Source, module: LoraModule, shape: Shape) -> Iterator[OutTensor]:
@@ -126,11 +126,8 @@ def _write_module(source: Source, module: LoraModule, shape: Shape) -> Iterator[
 
 
 def module_on_disk(source: Source, module: str) -> str:
-    """The module's name as vLLM has it, which is the checkpoint's where transformers renamed a folder (MoE)."""
-    if ".mlp." not in module or source.base is None:
-        return module
-    on_disk = source.base.find(module) or ""
-    return module.replace(".mlp.", ".block_sparse_moe.") if ".block_sparse_moe." in on_disk else module
+    """The module's name as vLLM has it."""
+    return module if source.base is None else source.base.served_name(module)
 
 
 def _rows_as_lora(
@@ -148,7 +145,8 @@ def _rows_as_lora(
     one_hot[range(len(tokens)), tokens] = 1
     added = np.concatenate([_added_to_row(source, vocabulary, side, token, rows[token]) for token in tokens])
     added = np.pad(added / np.float32(shape.scaling), ((0, shape.rank - len(tokens)), (0, 0)))
-    dtype, prefix = rows[tokens[0]].dtype, f"base_model.model.{embedding.module}"
+    dtype = rows[tokens[0]].dtype
+    prefix = f"base_model.model.{module_on_disk(source, embedding.module)}"
     if side == "input":
         return [
             computed(f"{prefix}.lora_embedding_A", one_hot, dtype),
@@ -221,11 +219,25 @@ def _describe_form(source: Source, shape: Shape, carried: list[str]) -> dict[str
     if carried or split:
         leaves = [module.rpartition(".")[2] for module in carried]
         config |= _name_targets(
-            source, [*leaves, *sorted({leaf for layer in split for leaf in layer.leaves})]
+            source, [*leaves, *sorted({leaf for layer in split for leaf in (*layer.leaves, *layer.zeros)})]
         )
     if split:
         config["target_parameters"] = None
+    elif any(layer.lacks_other for layer in expert_layers(source)):
+        config["target_parameters"] = _name_both(config.get("target_parameters") or [])
     return {key: value for key, value in config.items() if key in source.config or value}
+
+
+def _name_both(parameters: list[str]) -> list[str]:
+    """Both of the experts' parameters where one of them is named."""
+    pairs = (("gate_up_proj", "down_proj"), ("down_proj", "gate_up_proj"))
+    others = [
+        f"{name.removesuffix(one)}{other}"
+        for name in parameters
+        for one, other in pairs
+        if name.endswith(one)
+    ]
+    return [*parameters, *(name for name in dict.fromkeys(others) if name not in parameters)]
 
 
 def _scaling_keys(source: Source, shape: Shape) -> dict[str, Any]:

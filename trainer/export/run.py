@@ -14,12 +14,14 @@ from typing import Literal
 from airflow_provider_sft.contract.adapter_files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    TensorEntry,
     read_json_object,
 )
-from airflow_provider_sft.contract.errors import NotFoundError, StorageFullError
+from airflow_provider_sft.contract.errors import ExportError, NotFoundError, StorageFullError
 from airflow_provider_sft.contract.names import ADDED_TOKENS_FILE, NEW_EMBEDDINGS_FILE
 from airflow_provider_sft.contract.outcome import ModelKind, VllmVerdict
-from airflow_provider_sft.contract.vllm import judge_adapter, judge_model
+from airflow_provider_sft.contract.vllm import find_served_base, judge, judge_adapter, judge_model
+from airflow_provider_sft.contract.vllm_adapter import Adapter
 from trainer.export.merge import MergePlan
 from trainer.export.model_writer import copy_companions, write_model
 from trainer.export.obstacles import refuse_adapter, refuse_merge
@@ -27,6 +29,7 @@ from trainer.export.portable import Form, build_form
 from trainer.export.source import Source, read_source
 from trainer.export.switch import exclusive, publish_directory, staging, switch_files
 from trainer.export.tensor_writer import write_bytes, write_tensor_file
+from trainer.export.tensors import OutTensor
 from trainer.export.vocabulary import Vocabulary, read_vocabulary
 from trainer.files import make_readable
 
@@ -94,15 +97,16 @@ def export_checkpoints(
     num_new_tokens: int | None = None,
     mode: ExportMode = "adapter",
     base_model_dir: Path | None = None,
+    output_dir: Path | None = None,
 ) -> list[ExportOutcome]:
-    """Export each; a checkpoint stays resumable and gets its exported form in `vllm/checkpoint-N` beside it."""
+    """Export each, into `output_dir` where that is given (one directory only); a checkpoint stays resumable and gets its exported form in `vllm/checkpoint-N` beside it."""
     return [
         export_for_vllm(
             directory,
             num_new_tokens=num_new_tokens,
             mode=mode,
             base_model_dir=base_model_dir,
-            target_dir=_beside(directory),
+            target_dir=output_dir or _beside(directory),
         )
         for directory in directories
     ]
@@ -137,6 +141,7 @@ def _export(
         return ExportOutcome(target / MERGED_DIR, "merged", verdict, files)
     refuse_adapter(source)
     form = build_form(source, vocabulary)
+    _refuse_unserved(source, vocabulary, form)
     files, notices, base = [], list(form.notices), source.base.directory if source.base else None
     if mode == "both":
         files += _write_merged(source, vocabulary, target)
@@ -146,6 +151,33 @@ def _export(
         notices = _describe_both(target, with_base=bool(vocabulary.num_new))
     files = _write_adapter(source, form, target, before_switch) + files
     return ExportOutcome(target, "adapter", judge_adapter(target, base=base), files, notices)
+
+
+def _refuse_unserved(source: Source, vocabulary: Vocabulary, form: Form) -> None:
+    """Rows of added tokens that vLLM ignores refuse nothing: their file is wanted all the same.
+
+    :raises ExportError: no measured release applies what would be written
+    """
+    adapter = Adapter(
+        directory=source.directory,
+        config=form.config,
+        tensors={tensor.name: _header(tensor) for tensor in form.tensors},
+        new_embeddings={tensor.name: _header(tensor) for tensor in form.new_embeddings},
+        new_embedding_size=vocabulary.size,
+        base=find_served_base(source.config, source.base.directory if source.base else None),
+    )
+    verdicts = judge(adapter)
+    outcomes = {verdict["verdict"] for verdict in verdicts}
+    if "loads_right" in outcomes or (vocabulary.num_new and "loads_wrong" in outcomes):
+        return
+    raise ExportError(
+        f"No measured release of vLLM applies this adapter right: {verdicts[-1]['reason']}",
+        advice="Set vllm_export to 'merged', or drop lora_post_process_for_vllm.",
+    )
+
+
+def _header(tensor: OutTensor) -> TensorEntry:
+    return TensorEntry(Path(), tensor.dtype, tensor.shape, 0, 0)
 
 
 def _write_adapter(

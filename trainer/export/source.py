@@ -13,13 +13,14 @@ from airflow_provider_sft.contract.adapter_files import (
     ADAPTER_WEIGHTS_FILE,
     TensorEntry,
     TensorFile,
+    find_nonfinite,
     read_json_object,
     read_tensor_file,
 )
 from airflow_provider_sft.contract.adapter_layout import Role, embedding_side, parse_tensor_name, scaling_of
+from airflow_provider_sft.contract.base_model import BaseModel, find_base
 from airflow_provider_sft.contract.errors import ExportError
 from airflow_provider_sft.contract.names import ADDED_TOKENS_FILE, NEW_EMBEDDINGS_FILE
-from trainer.export.base_model import BaseModel, find_base
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,15 @@ def read_source(directory: Path, *, num_new_tokens: int | None, base_model_dir: 
             advice="Drop lora_post_process_for_vllm, or set peft_method to 'lora'.",
         )
     rows_file = directory / NEW_EMBEDDINGS_FILE
+    file = read_tensor_file(directory / ADAPTER_WEIGHTS_FILE)
+    if (name := find_nonfinite(file.tensors)) is not None:
+        raise ExportError(
+            f"{directory}: {name} holds NaN or infinity. Tune again, with a lower learning_rate."
+        )
     return Source(
         directory=directory,
         config=config,
-        file=read_tensor_file(directory / ADAPTER_WEIGHTS_FILE),
+        file=file,
         new_embeddings=read_tensor_file(rows_file) if rows_file.exists() else TensorFile({}, {}),
         base=find_base(config, base_model_dir),
         num_new_tokens=_count_new_tokens(directory, num_new_tokens),

@@ -113,12 +113,12 @@ def test_a_row_of_an_existing_token_is_never_taken_for_a_new_one(save):
         export_for_vllm(saved.directory)
 
 
-def test_gpt2s_wte_gives_its_new_rows_and_merges(save):
+def test_gpt2_of_which_no_release_takes_lora_is_refused_untouched_and_merges(save):
     saved = save("gpt2", grow=2, target_modules=["c_attn", "c_proj", "wte"])
-    outcome = export_for_vllm(saved.directory, mode="both")
-    assert new_rows(saved.directory)["input_embeddings"].shape == (2, 16)
-    assert set(outcomes(outcome.vllm_verdict).values()) == {"rejected"}
-    merged = load_weights(saved.directory / "merged")
+    with pytest.raises(ExportError, match="takes no LoRA for GPT2LMHeadModel"):
+        export_for_vllm(saved.directory, mode="both")
+    assert not (saved.directory / "new_embeddings.safetensors").exists()
+    merged = load_weights(export_for_vllm(saved.directory, mode="merged").model_path)
     assert_same_weights(
         {"wte": merged["transformer.wte.weight"]}, {"wte": saved.merged["transformer.wte.weight"]}
     )

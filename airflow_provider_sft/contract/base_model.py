@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,15 @@ from airflow_provider_sft.contract.adapter_layout import embedding_side
 from airflow_provider_sft.contract.errors import ExportError
 
 INDEX_FILE = "model.safetensors.index.json"
-# Fused in memory, an expert each on disk: the folder that transformers renames when it loads.
-_RENAMED_ON_DISK = {".mlp.": ".block_sparse_moe."}
+# Prefixes of the language model in a checkpoint, in a text-only class and in a multimodal one.
+_ROOT = re.compile(r"^(?:(?:model|language_model|transformer|gpt_neox|backbone)\.)+")
+# Names on disk → in memory, where transformers renames a folder or a fused parameter when it loads.
+_RENAMED_IN_MEMORY = {
+    ".block_sparse_moe.": ".mlp.",
+    ".mlp.input_linear.weight": ".mlp.experts.gate_up_proj",
+    ".mlp.output_linear.weight": ".mlp.experts.down_proj",
+    ".mlp.router.layer.": ".mlp.router.",
+}
 # nn.Linear's weight the other way round (transformers' Conv1D).
 _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
@@ -22,12 +30,28 @@ _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_tra
 class BaseModel:
     """A directory in Hugging Face's layout."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, grown_to: int | None = None) -> None:
+        """:param grown_to: the vocabulary of a copy of it that is yet to be written"""
         self.directory = directory
+        self.grown_to = grown_to
 
     @cached_property
     def config(self) -> dict[str, Any]:
         return read_json_object(self.directory / "config.json")
+
+    @property
+    def architecture(self) -> str:
+        """The class that vLLM serves; empty where config.json names none."""
+        return str((self.config.get("architectures") or [""])[0])
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether the served class holds the language model as one part of several."""
+        return bool(self.config.get("text_config")) and not self.architecture.endswith("ForCausalLM")
+
+    @property
+    def is_quantised(self) -> bool:
+        return bool(self.config.get("quantization_config"))
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -36,7 +60,7 @@ class BaseModel:
 
     @property
     def vocabulary(self) -> int | None:
-        return self.text_config.get("vocab_size") or self.config.get("vocab_size")
+        return self.grown_to or self.text_config.get("vocab_size") or self.config.get("vocab_size")
 
     @property
     def is_conv1d(self) -> bool:
@@ -69,30 +93,52 @@ class BaseModel:
             for name, entry in read_tensor_file(path).tensors.items()
         }
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors by name; empty where the weights are not there, or not as safetensors."""
+        try:
+            return {name: entry.shape for name, entry in self.tensors.items()}
+        except ExportError:
+            return {}
+
+    @cached_property
+    def _by_plain_name(self) -> dict[str, str]:
+        return {_plain(name): name for name in self.shapes}
+
     def embedding_name(self, side: str) -> str | None:
         """The tensor's name of the input or the output embedding."""
         named = ((name, name.removesuffix(".weight")) for name in self.tensors if name.endswith(".weight"))
         return next((name for name, module in named if embedding_side(module) == side), None)
 
     def find(self, module: str, parameter: str = "weight") -> str | None:
-        """The name on disk of a module's parameter: the same, under another root, or in a renamed folder."""
-        for spelled in (module, *(module.replace(old, new) for old, new in _RENAMED_ON_DISK.items())):
-            name = f"{spelled}.{parameter}" if parameter else spelled
-            if name in self.tensors:
-                return name
-            if under_other_root := self._find_suffix(name):
-                return under_other_root
-        return None
+        """The name on disk of a module's parameter: the same, under another root, or as it was before loading."""
+        name = f"{module}.{parameter}" if parameter else module
+        return name if name in self.shapes else self._by_plain_name.get(_plain(name))
 
-    def _find_suffix(self, name: str) -> str | None:
-        """The one tensor whose name ends as this one does after its first part or two."""
-        parts = name.split(".")
-        for skipped in range(min(3, len(parts) - 1)):
-            suffix = ".".join(parts[skipped:])
-            matches = [found for found in self.tensors if found == suffix or found.endswith(f".{suffix}")]
-            if len(matches) == 1:
-                return matches[0]
-        return None
+    def served_name(self, module: str) -> str:
+        """The module's name as the served class loads it, which is the checkpoint's.
+
+        A multimodal class keeps the language model under a prefix that the text-only class lacks.
+        """
+        on_disk = self.find(module)
+        if on_disk is None:
+            return module
+        if self.is_multimodal:
+            return on_disk.removesuffix(".weight")
+        return module.replace(".mlp.", ".block_sparse_moe.") if ".block_sparse_moe." in on_disk else module
+
+
+def has_root(name: str) -> bool:
+    """Whether a name begins as names of a whole model do (`model.`)."""
+    return bool(_ROOT.match(name))
+
+
+def _plain(name: str) -> str:
+    """Without its root, and as it is in memory."""
+    plain = _ROOT.sub("", name)
+    for on_disk, in_memory in _RENAMED_IN_MEMORY.items():
+        plain = plain.replace(on_disk, in_memory)
+    return plain
 
 
 def find_base(config: Mapping[str, Any], override: Path | None = None) -> BaseModel | None:
