@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from airflow_provider_sft.contract.adapter_files import find_nonfinite, read_tensor_file
+from airflow_provider_sft.contract.base_model import BaseModel
 from airflow_provider_sft.contract.vllm import judge_adapter
 from tests.contract.test_vllm import outcomes, write_header
 
@@ -91,3 +92,13 @@ def test_nan_and_infinity_are_found_and_large_numbers_are_not(tmp_path, dtype, c
     header = json.dumps({"x": {"dtype": dtype, "shape": [size], "data_offsets": [0, len(content)]}}).encode()
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + content)
     assert (find_nonfinite(read_tensor_file(tmp_path / "x").tensors) == "x") is found
+
+
+def test_a_module_is_found_in_the_language_model_and_never_in_the_vision_tower(tmp_path):
+    names = [
+        "language_model.model.layers.0.self_attn.q_proj",
+        "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj",
+    ]
+    write_header(tmp_path / "model.safetensors", {f"{name}.weight": (8, 8) for name in names})
+    found = BaseModel(tmp_path).find("model.language_model.layers.0.self_attn.q_proj")
+    assert found == "language_model.model.layers.0.self_attn.q_proj.weight"

@@ -105,8 +105,8 @@ def write_experts(layer: ExpertLayer, *, rank: int, scaling: float) -> Iterator[
 def _zeros(name: str, a: tuple[int, int], b: tuple[int, int], like: LoraModule) -> Iterator[OutTensor]:
     import numpy as np
 
-    yield rearranged(f"{name}.lora_A.weight", like.a.dtype, a, partial(np.zeros, a, "<f4"))
-    yield rearranged(f"{name}.lora_B.weight", like.b.dtype, b, partial(np.zeros, b, "<f4"))
+    yield rearranged(f"{name}.lora_A.weight", like.a.dtype, a, lambda: np.zeros(a, np.float32))
+    yield rearranged(f"{name}.lora_B.weight", like.b.dtype, b, lambda: np.zeros(b, np.float32))
 
 
 def _fused_zeros(layer: ExpertLayer, rank: int) -> Iterator[OutTensor]:

@@ -22,6 +22,13 @@ def write_tensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], byt
     )
 
 
+def _numbers(chance: random.Random, count: int) -> bytes:
+    """Finite ones, of bfloat16."""
+    content = bytearray(chance.randbytes(2 * count))
+    content[1::2] = bytes(byte & 0xBF for byte in content[1::2])
+    return bytes(content)
+
+
 def make_base(directory: Path, *, vocabulary: int = VOCABULARY, hidden: int = HIDDEN) -> Path:
     directory.mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary}
@@ -29,14 +36,14 @@ def make_base(directory: Path, *, vocabulary: int = VOCABULARY, hidden: int = HI
     chance = random.Random(0)
     names = ("model.embed_tokens", "lm_head")
     tensors = {
-        f"{name}.weight": ("BF16", (vocabulary, hidden), chance.randbytes(2 * vocabulary * hidden))
+        f"{name}.weight": ("BF16", (vocabulary, hidden), _numbers(chance, vocabulary * hidden))
         for name in names
     }
     tensors |= {
         f"model.layers.{layer}.self_attn.q_proj.weight": (
             "BF16",
             (hidden, hidden),
-            chance.randbytes(2 * hidden**2),
+            _numbers(chance, hidden**2),
         )
         for layer in range(2)
     }
@@ -66,11 +73,11 @@ def make_adapter(
     tensors = {}
     for name in ("model.embed_tokens", "lm_head") if grown_to else ():
         shape = (grown_to, hidden)
-        tensors[f"base_model.model.{name}.weight"] = ("BF16", shape, chance.randbytes(2 * grown_to * hidden))
+        tensors[f"base_model.model.{name}.weight"] = ("BF16", shape, _numbers(chance, grown_to * hidden))
     for layer in range(layers):
         prefix = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{prefix}.lora_A.weight"] = ("BF16", (4, hidden), chance.randbytes(8 * hidden))
-        tensors[f"{prefix}.lora_B.weight"] = ("BF16", (hidden, 4), chance.randbytes(8 * hidden))
+        tensors[f"{prefix}.lora_A.weight"] = ("BF16", (4, hidden), _numbers(chance, 4 * hidden))
+        tensors[f"{prefix}.lora_B.weight"] = ("BF16", (hidden, 4), _numbers(chance, 4 * hidden))
     write_tensors(directory / "adapter_model.safetensors", tensors)
     (directory / "adapter_model.safetensors").chmod(0o600)
     return directory
