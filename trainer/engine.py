@@ -185,7 +185,9 @@ class Engine(SFTTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._pay_evaluation()
-        if not self.control.should_training_stop:
+        # Transformers would take a step beyond the last where a checkpoint of the last one is resumed.
+        is_over = self.state.global_step >= self.state.max_steps
+        if not (self.control.should_training_stop or is_over):
             super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any) -> Any:

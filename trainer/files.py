@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 _BLOCK_BYTES = 1 << 20
-# Up to here a file is hashed whole; beyond it, its size and this many blocks spread over it.
-_WHOLE_FILE_BYTES = 64 * _BLOCK_BYTES
-_SAMPLED_BLOCKS = 64
 _FLUSHING_THREADS = 8
 _MAX_RECORD_BYTES = 256 * _BLOCK_BYTES
 # What a file system says of a call that it does not have.
@@ -230,19 +227,6 @@ def _umask() -> int:
 def sha256_file(path: Path) -> str:
     with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint_file(path: Path) -> str:
-    """The content's digest, sampled for a file over 64 MiB: 64 blocks of 1 MiB spread over it, and its size."""
-    size_bytes = path.stat().st_size
-    if size_bytes <= _WHOLE_FILE_BYTES:
-        return sha256_file(path)
-    digest = hashlib.sha256(str(size_bytes).encode())
-    with path.open("rb") as file:
-        for index in range(_SAMPLED_BLOCKS):
-            file.seek((size_bytes - _BLOCK_BYTES) * index // (_SAMPLED_BLOCKS - 1))
-            digest.update(file.read(_BLOCK_BYTES))
-    return digest.hexdigest()
 
 
 def digest_json(value: Any) -> str:

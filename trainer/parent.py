@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import os
 import time
@@ -12,34 +12,39 @@ from typing import Any
 
 from airflow_provider_sft.contract.codec import Config
 from airflow_provider_sft.contract.errors import (
-    ConfigError,
     InternalError,
     InterruptedRunError,
-    NotFoundError,
     SFTError,
 )
 from airflow_provider_sft.contract.names import RUN_ID_ENV_VAR
 from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.settings import Settings, resolve_config
-from trainer.checkpoints import CheckpointStore, checkpoint_step, find_flaw, recorded_step
+from trainer.checkpoint_fit import describe_run
+from trainer.checkpoints import CheckpointStore, checkpoint_step, recorded_step
 from trainer.damaged import set_damaged_aside
-from trainer.data.files import digest_data, locate_data
+from trainer.data.files import locate_data
 from trainer.devices import find_gpus
+from trainer.digests import Digests
 from trainer.failures import classify_in_run
 from trainer.files import volume_limits
 from trainer.finish import finish_run
+from trainer.identity import identify_run
+from trainer.identity_v1 import find_v1_differences
 from trainer.launch import Launch, plan_launch, rank_environment
 from trainer.lock import RunLock
 from trainer.model_files import check_model
 from trainer.nodes import read_nodes
 from trainer.outcome import failed_result, succeeded_result
+from trainer.ownership import Action, decide_owner
 from trainer.paths import check_inputs_stay, prove_places
 from trainer.preflight import check_request, check_room
 from trainer.progress import read_step
 from trainer.rank import ParentChannel, RankOutcome, RunOrder
-from trainer.run_dir import RunDir, RunIdentity, identify_run
+from trainer.resume_choice import asked_checkpoint, choose_checkpoint
+from trainer.run_dir import RunDir
 from trainer.stop import Interrupted, StopRequest
 from trainer.supervise import LOCK_LOST, NOTHING_SAVED, Supervisor
+from trainer.takeover import Directory, complete, find_over, make_room, take_directory
 from trainer.tracker_settings import find_tracker_url, tracker_environment
 from trainer.trained import Trained
 
@@ -58,24 +63,34 @@ def tune(config: Config, environ: Mapping[str, str], scratch_dir: Path, stop: St
     run_dir = RunDir(Path(settings.values["output_dir"]))
     check_request(settings, environ)
     check_model(settings.values, environ)
-    located = locate_data(settings.values, environ)
+    digests = Digests.read(run_dir.path, lambda: _end_if_asked(stop))
+    located = locate_data(settings.values, environ, digests)
     check_inputs_stay(settings.values, [file for source in located.sources for file in source.files])
-    data_sha256 = digest_data(located)
-    identity = identify_run(config, data_sha256=data_sha256, run_id=environ.get(RUN_ID_ENV_VAR, ""))
+    run_id = environ.get(RUN_ID_ENV_VAR, "")
+    identity = identify_run(settings, located, digests, environ=environ, run_id=run_id)
+    ask = functools.partial(
+        decide_owner, run_dir, identity, lambda record: find_v1_differences(record, config, located)
+    )
     if read_nodes(environ).rank > 0:
-        if over := _find_over(run_dir, identity, settings):
+        if over := find_over(run_dir, ask, settings, log.warning):
             return succeeded_result(over)
-        return _help_node_zero(config, settings, environ, scratch_dir, stop)
+        return _help_node_zero(config, settings, environ, scratch_dir, stop, digests)
     run_dir.prepare()
     prove_places(settings.values)
 
-    with RunLock(run_dir.path, identity.run_id, on_lost=stop.lose_lock):
-        if settings.values.get("overwrite"):
-            run_dir.make_room_for(identity, config)
-        if finished := run_dir.finished(identity):
+    with RunLock(run_dir.path, run_id, on_lost=stop.lose_lock):
+        asks_for_room = settings.values.get("overwrite")
+        decision = make_room(run_dir, identity, config, ask) if asks_for_room else ask()
+        if decision.action is Action.REPORT_FINISHED and decision.result:
             log.info("This run finished before; its result stands.")
-            return finished
-        return Attempt(config, settings, environ, scratch_dir, stop, run_dir, identity).run()
+            return decision.result
+        directory = Directory(run_dir, identity, digests, decision)
+        return Attempt(config, settings, environ, scratch_dir, stop, directory).run()
+
+
+def _end_if_asked(stop: StopRequest) -> None:
+    if stop.count:
+        raise InterruptedRunError(NOTHING_SAVED)
 
 
 class Attempt:
@@ -88,13 +103,12 @@ class Attempt:
         environ: Mapping[str, str],
         scratch_dir: Path,
         stop: StopRequest,
-        run_dir: RunDir,
-        identity: RunIdentity,
+        directory: Directory,
     ) -> None:
         self.config, self.settings, self.environ = config, settings, environ
         self.scratch_dir, self.stop = scratch_dir, stop
-        self.run_dir, self.identity = run_dir, identity
-        self.store = CheckpointStore(run_dir.path)
+        self.directory, self.run_dir, self.identity = directory, directory.run_dir, directory.identity
+        self.store = CheckpointStore(self.run_dir.path)
         self.number = 0
         self.resumed_from_step: int | None = None
         self.channel: ParentChannel | None = None
@@ -104,7 +118,9 @@ class Attempt:
         started = time.monotonic()
         launch = self._plan()
         set_damaged_aside(self.run_dir.path, self._warn)
-        self.number = self.run_dir.claim(self.identity)
+        if sentence := self.directory.decision.sentence:
+            self._warn(sentence)
+        self.number = take_directory(self.directory, self.settings)
         self.run_dir.record(self.number, "started", gpus=launch.gpus, world_size=launch.world_size)
         try:
             facts = self._find_trained() or self._train(launch)
@@ -128,8 +144,7 @@ class Attempt:
             raise InterruptedRunError(LOCK_LOST)
         self.run_dir.record(self.number, "ended", exit_code=0)
         result["gpu_s"] = round(self.run_dir.gpu_seconds(), 1)
-        self.run_dir.complete(result)
-        Trained.forget(self.run_dir.path)
+        complete(self.run_dir, result)
 
     def _fail(self, error: SFTError, started: float, facts: Mapping[str, Any] | None = None) -> Result:
         if self.stop.lock_lost:  # what lies here is another run's
@@ -164,7 +179,8 @@ class Attempt:
         check_room(self.settings, self.run_dir.path, gpus=gpus, warn=self._warn)
         self.store.clear_staging()
         Trained.forget(self.run_dir.path)
-        if resume_from := self._choose_checkpoint():
+        checkpoint_facts = describe_run(self.settings.values, self.identity.weights_sha256)
+        if resume_from := choose_checkpoint(self.settings, self.run_dir, checkpoint_facts, self._warn):
             log.info("Attempt %d resumes from %s.", self.number, resume_from.name)
             self.resumed_from_step = recorded_step(resume_from)
         model_dir = self.settings.values.get("save_model_dir") or self.settings.values["output_dir"]
@@ -176,21 +192,11 @@ class Attempt:
             config_sha256=self.identity.config_sha256,
             data_sha256=self.identity.data_sha256,
             resume_from=str(resume_from) if resume_from else None,
+            digests=self.directory.digests.as_json(),
+            checkpoint_facts=checkpoint_facts,
         )
         self.channel = ParentChannel(self.scratch_dir, order)
         return _supervise(launch, self.settings, self.environ, self.channel, self.stop).facts
-
-    def _choose_checkpoint(self) -> Path | None:
-        asked = _asked_checkpoint(self.settings)
-        if asked is False:
-            return None
-        if asked is True:
-            return self.store.newest_valid(lambda sentence: log.warning("%s", sentence))
-        if flaw := find_flaw(asked):
-            raise NotFoundError(
-                f"resume_from_checkpoint {str(asked)!r} cannot be used: {flaw}. Name a whole checkpoint."
-            )
-        return asked
 
     def _facts(self, started: float, facts: Mapping[str, Any]) -> dict[str, Any]:
         said = self.channel.notices() if self.channel else []
@@ -218,16 +224,8 @@ class Attempt:
         return {} if step is None else {"steps": step}
 
 
-def _asked_checkpoint(settings: Settings) -> bool | Path:
-    """`resume_from_checkpoint`: True, also where it is unset, is the newest whole one, False none."""
-    asked = settings.values.get("resume_from_checkpoint")
-    if asked in (False, "false", "False"):
-        return False
-    return True if asked in (None, True, "true", "True") else Path(asked)
-
-
 def _read_trained(settings: Settings, output_dir: Path, say: Callable[[str], None]) -> Trained | None:
-    return Trained.read(output_dir, say) if _asked_checkpoint(settings) is True else None
+    return Trained.read(output_dir, say) if asked_checkpoint(settings) is True else None
 
 
 def _describe_left(facts: Mapping[str, Any]) -> str:
@@ -271,25 +269,22 @@ def _plan_with_gpus(
     return launch
 
 
-def _find_over(run_dir: RunDir, identity: RunIdentity, settings: Settings) -> str | None:
-    """Why a node other than the first has nothing to do: node 0 finds the same, and starts no rank to meet."""
-    with contextlib.suppress(ConfigError):  # another run's: node 0 says so, or makes room
-        if run_dir.finished(identity):
-            return "This run finished before."
-        if _read_trained(settings, run_dir.path, log.warning):
-            return "The training was over before; node 0 does the rest."
-    return None
-
-
 def _help_node_zero(
-    config: Config, settings: Settings, environ: Mapping[str, str], scratch_dir: Path, stop: StopRequest
+    config: Config,
+    settings: Settings,
+    environ: Mapping[str, str],
+    scratch_dir: Path,
+    stop: StopRequest,
+    digests: Digests,
 ) -> Result:
     """A node other than the first: it runs its ranks; node 0 locks, exports, reports and writes the result."""
     launch = _plan_with_gpus(settings, environ, scratch_dir, warn=log.warning)
     output_dir = str(settings.values["output_dir"])
     model_dir = str(settings.values.get("save_model_dir") or output_dir)
     # Rank 0 tells the other ranks where to resume: what node 0 found whole counts.
-    order = RunOrder(config, output_dir, model_dir, attempt=0, config_sha256="", data_sha256="")
+    order = RunOrder(
+        config, output_dir, model_dir, attempt=0, config_sha256="", data_sha256="", digests=digests.as_json()
+    )
     try:
         _supervise(launch, settings, environ, ParentChannel(scratch_dir, order), stop)
     except InterruptedRunError as error:

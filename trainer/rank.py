@@ -34,7 +34,8 @@ class RunOrder:
     """What the parent asks of its ranks.
 
     :param resume_from: the checkpoint to go on from, or None
-    :param data_files: what `locate_data` found, so that ranks read the same
+    :param digests: of every file that shapes the run: what the ranks read must be what these are of
+    :param checkpoint_facts: for each checkpoint's manifest
     """
 
     config: dict[str, Any]
@@ -44,6 +45,8 @@ class RunOrder:
     config_sha256: str
     data_sha256: str
     resume_from: str | None = None
+    digests: dict[str, Any] = field(default_factory=dict)
+    checkpoint_facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

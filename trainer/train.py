@@ -38,6 +38,7 @@ from trainer.consensus import StopSignal, share_from_rank_zero
 from trainer.controller.callback import build_controller
 from trainer.data.prepare import prepare_data
 from trainer.data.telling import describe_losses
+from trainer.digests import Digests
 from trainer.engine import Engine
 from trainer.failures import classify_in_run
 from trainer.files import volume_limits, write_json
@@ -68,7 +69,8 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     loaded = load_tokenizer(settings, channel.notice)
     tokenizer = loaded.tokenizer
 
-    data = prepare_data(settings, tokenizer, cache_dir=None, say=log.info, beat=channel.beat)
+    digests = Digests(order.digests, channel.beat)
+    data = prepare_data(settings, tokenizer, digests=digests, say=log.info, beat=channel.beat)
     write_json(output_dir / STATISTICS_FILE, dict(data.statistics)) if args.process_index == 0 else None
     for sentence in describe_losses(data.statistics):
         channel.notice(sentence)
@@ -100,7 +102,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
         data_collator=data.collator,
         processing_class=tokenizer,
         store=CheckpointStore(output_dir, keep=settings.values.get("save_total_limit")),
-        facts={"config_sha256": order.config_sha256, "world_size": args.world_size},
+        facts={"config_sha256": order.config_sha256, "world_size": args.world_size, **order.checkpoint_facts},
         finite=finite,
     )
     stopping = StopCallback(stop, engine.consensus)
@@ -112,6 +114,7 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
         engine.use_callbacks(*build_reporters(channel, order, settings, resume_from))
 
     check_resume(engine, resume_from, say=channel.notice)
+    digests.refuse_any_changed()
     stop.install()
     engine.train(resume_from_checkpoint=resume_from)
     if stopping.stopped:

@@ -39,23 +39,26 @@ class Trained:
     @classmethod
     def read(cls, output_dir: Path, say: Callable[[str], None]) -> Self | None:
         """What an earlier attempt of this run trained; `say` hears why that cannot be used any more."""
-        if (trained := cls._load(output_dir)) is None:
-            return None
-        directory, damage = Path(trained.model_dir), None
-        if not is_number(trained.facts.get("steps")):
-            say(f"{output_dir / TRAINED_FILE} does not say how many steps were trained, and is not used.")
-            return None
-        for files in (trained.files, trained.files | trained.exported):
+        trained = cls.load(output_dir)
+        return trained if trained and trained.is_whole(say) else None
+
+    def is_whole(self, say: Callable[[str], None]) -> bool:
+        """`say` hears what is missing or damaged."""
+        directory, damage = Path(self.model_dir), None
+        if not is_number(self.facts.get("steps")):
+            say(f"{TRAINED_FILE} does not say how many steps were trained, and is not used.")
+            return False
+        for files in (self.files, self.files | self.exported):
             damage = next(find_damage(directory, files), None)
             if damage is None:
-                return trained
+                return True
         say(f"The trained model in {directory} cannot be used: {damage}.")
-        return None
+        return False
 
     @classmethod
     def expect(cls, output_dir: Path, stage: Path) -> None:
         """The export is about to put the files of `stage` in the place of what was trained."""
-        if trained := cls._load(output_dir):
+        if trained := cls.load(output_dir):
             staged = {path.name: describe_file(path) for path in sorted(stage.iterdir())}
             replace(trained, exported=staged).write(output_dir)
 
@@ -64,6 +67,10 @@ class Trained:
         (output_dir / TRAINED_FILE).unlink(missing_ok=True)
 
     @classmethod
-    def _load(cls, output_dir: Path) -> Self | None:
-        found = read_record(output_dir / TRAINED_FILE, TRAINED_SHAPE) or {}
-        return cls(**found) if found.keys() == {each.name for each in fields(cls)} else None
+    def load(cls, output_dir: Path) -> Self | None:
+        return cls.parse(read_record(output_dir / TRAINED_FILE, TRAINED_SHAPE))
+
+    @classmethod
+    def parse(cls, record: object) -> Self | None:
+        is_ours = isinstance(record, dict) and record.keys() == {each.name for each in fields(cls)}
+        return cls(**record) if is_ours else None  # type: ignore[arg-type]

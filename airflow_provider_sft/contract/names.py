@@ -43,10 +43,12 @@ LEFT_BY_A_RUN = (
     ".sft.[!l]*",  # not the lock, which is held
     ".staging",
     ".export",
+    ".superseded",
     "checkpoint-*",
     "train_dataset",
     "validation_dataset",
     RESULT_FILE,
+    "result-step-*.json",
     PROGRESS_FILE,
     ATTEMPTS_FILE,
     TRAINING_LOGS_FILE,

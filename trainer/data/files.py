@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from trainer.data.not_data import NotData
 from trainer.data.patterns import expand_pattern, fixed_part
 from trainer.data.plan import DataPlan, plan_paths
 from trainer.data.roots import check_allowed
-from trainer.files import digest_json, fingerprint_file
+from trainer.digests import Digests, changed
+from trainer.files import digest_json
 
 KINDS = {
     ".jsonl": "json",
@@ -53,11 +54,12 @@ class DataSource:
     files: tuple[Path, ...] = ()
     hub_id: str | None = None
     kind: str | None = None
+    digests: Digests = field(default_factory=Digests, compare=False, repr=False)
 
     @cached_property
     def sha256(self) -> str:
         """Of the content: the same bytes under another name are the same data."""
-        return digest_json([self.hub_id, *(fingerprint_file(path) for path in self.files)])
+        return digest_json([self.hub_id, *self.digests.of(self.files)])
 
     def __str__(self) -> str:
         if self.hub_id:
@@ -73,11 +75,21 @@ class LocatedData:
     plan: DataPlan
     sources: tuple[DataSource, ...]
 
+    def refuse_changed(self, digests: Digests) -> None:
+        """:raises NotFoundError: a file is not what it was when `digests` were made, or was not there"""
+        for file in (file for source in self.sources for file in source.files):
+            if file not in digests:
+                raise changed(file)
+            digests.refuse_changed(file)
 
-def locate_data(values: Mapping[str, Any], environ: Mapping[str, str]) -> LocatedData:
+
+def locate_data(
+    values: Mapping[str, Any], environ: Mapping[str, str], digests: Digests | None = None
+) -> LocatedData:
     """Everything the config names as data, found and allowed.
 
     :param values: `settings.values`
+    :param digests: gives the files' digests, and keeps them
     :raises ConfigError: no data, or keys that contradict each other
     :raises NotFoundError, DataError, AccessDeniedError: as `locate_files`
     """
@@ -86,7 +98,8 @@ def locate_data(values: Mapping[str, Any], environ: Mapping[str, str]) -> Locate
         locate_files(spec.key, spec.data_paths, environ, not_data, kind=spec.builder)
         for spec in plan.datasets
     )
-    return LocatedData(plan, tuple(sources))
+    kept = digests or Digests()
+    return LocatedData(plan, tuple(replace(source, digests=kept) for source in sources))
 
 
 def digest_data(located: LocatedData) -> str:

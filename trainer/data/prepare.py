@@ -23,6 +23,7 @@ from trainer.data.job import PreparationJob
 from trainer.data.keys import choose_chat_template
 from trainer.data.stream import look_at_stream, open_stream
 from trainer.data.telling import describe_statistics
+from trainer.digests import Digests
 from trainer.run_dir import PREPARED_DIR
 
 
@@ -47,6 +48,7 @@ def prepare_data(
     tokenizer: Any,
     *,
     cache_dir: Path | None = None,
+    digests: Digests | None = None,
     say: Callable[[str], None],
     beat: Callable[[], None],
     environ: Mapping[str, str] = os.environ,
@@ -56,12 +58,15 @@ def prepare_data(
     The config's chat template becomes the tokenizer's.
 
     :param cache_dir: where prepared rows are kept; prepared_data_dir, or else a directory in output_dir
+    :param digests: of the files that the run is to read
     :param say: for people; only rank 0 says what all ranks know
     :param beat: a sign of life
     :raises SFTError: the config, the data or its place is wrong
     """
     values = settings.values
-    located = locate_data(values, environ)
+    located = locate_data(values, environ, digests)
+    if digests is not None:
+        located.refuse_changed(digests)
     if template := choose_chat_template(settings, located.plan.chat_template, environ):
         tokenizer.chat_template = template
     speaks = environ.get("RANK", "0") == "0"

@@ -57,9 +57,22 @@ def read_source(
         yield from _read_hub(source, split, streaming=streaming)
     for number, path in enumerate(source.files):
         if start is None or number > start.file:
-            yield from read_chunks(path, kind=source.kind)
+            yield from _unchanged(source, path, read_chunks(path, kind=source.kind))
         elif number == start.file:
-            yield from _chunks(path, read_json_lines(path, start.line))
+            yield from _unchanged(source, path, _chunks(path, read_json_lines(path, start.line)))
+
+
+def _unchanged(source: DataSource, path: Path, chunks: Iterator[RowChunk]) -> Iterator[RowChunk]:
+    """Rows count only while their file is the one that was digested: it is looked at after each chunk is read."""
+    source.digests.refuse_changed(path)
+    try:
+        for chunk in chunks:
+            source.digests.refuse_changed(path)
+            yield chunk
+    except DataError:  # half of another file is mostly not data
+        source.digests.refuse_changed(path)
+        raise
+    source.digests.refuse_changed(path)
 
 
 def can_start_anywhere(source: DataSource) -> bool:
