@@ -95,6 +95,9 @@ class Digests:
         for name in list(self._known):
             self.refuse_changed(Path(name))
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def __contains__(self, path: Path) -> bool:
         return str(path.absolute()) in self._known
 

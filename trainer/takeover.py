@@ -58,7 +58,7 @@ def take_directory(directory: Directory, settings: Settings) -> int:
         Trained.forget(run_dir.path)
     if decision.action is Action.START_OVER and isinstance(asked_checkpoint(settings), bool):
         run_dir.set_aside()
-    if decision.action in (Action.START, Action.START_OVER):
+    if not decision.keeps_model and decision.action in (Action.START, Action.START_OVER):
         run_dir.drop_records_of_training()
     number = run_dir.claim(directory.identity.as_record())
     directory.digests.write(run_dir.path)

@@ -70,7 +70,9 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     tokenizer = loaded.tokenizer
 
     digests = Digests(order.digests, channel.beat)
-    data = prepare_data(settings, tokenizer, digests=digests, say=log.info, beat=channel.beat)
+    data = prepare_data(
+        settings, tokenizer, digests=digests if order.digests else None, say=log.info, beat=channel.beat
+    )
     write_json(output_dir / STATISTICS_FILE, dict(data.statistics)) if args.process_index == 0 else None
     for sentence in describe_losses(data.statistics):
         channel.notice(sentence)

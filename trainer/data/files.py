@@ -98,7 +98,7 @@ def locate_data(
         locate_files(spec.key, spec.data_paths, environ, not_data, kind=spec.builder)
         for spec in plan.datasets
     )
-    kept = digests or Digests()
+    kept = Digests() if digests is None else digests
     return LocatedData(plan, tuple(replace(source, digests=kept) for source in sources))
 
 

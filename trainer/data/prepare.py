@@ -65,7 +65,7 @@ def prepare_data(
     """
     values = settings.values
     located = locate_data(values, environ, digests)
-    if digests is not None:
+    if digests:
         located.refuse_changed(digests)
     if template := choose_chat_template(settings, located.plan.chat_template, environ):
         tokenizer.chat_template = template
