@@ -36,7 +36,7 @@ from trainer.callbacks import FiniteCallback, HeartbeatCallback, ProgressCallbac
 from trainer.checkpoints import CheckpointStore, recorded_step
 from trainer.consensus import StopSignal, share_from_rank_zero
 from trainer.controller.callback import build_controller
-from trainer.data.prepare import prepare_data
+from trainer.data.prepare import PreparedData, prepare_data
 from trainer.data.telling import describe_losses
 from trainer.digests import Digests
 from trainer.engine import Engine
@@ -70,19 +70,15 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     tokenizer = loaded.tokenizer
 
     digests = Digests(order.digests, channel.beat)
-    data = prepare_data(
-        settings, tokenizer, digests=digests if order.digests else None, say=log.info, beat=channel.beat
-    )
+    data = prepare_rows(settings, tokenizer, digests, channel)
     write_json(output_dir / STATISTICS_FILE, dict(data.statistics)) if args.process_index == 0 else None
-    for sentence in describe_losses(data.statistics):
-        channel.notice(sentence)
     if settings.values.get("do_dataprocessing_only"):
         return {"trained_token_share": data.statistics["trained_token_share"]}
     check_invocation(data.train, settings, tokenizer, say=channel.notice)
     check_schedule(args, data.train, data.validation)
 
     transformers.set_seed(args.seed)
-    model, new_rows = load_base(settings, loaded, args, say=channel.notice)
+    model, new_rows = load_base(settings, loaded, args, digests, say=channel.notice)
     sample_before(model, tokenizer, data.statistics, settings, output_dir)
     new_tokens = find_new_tokens(model, loaded, new_rows=new_rows)
     model = apply_peft(
@@ -116,7 +112,6 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
         engine.use_callbacks(*build_reporters(channel, order, settings, resume_from))
 
     check_resume(engine, resume_from, say=channel.notice)
-    digests.refuse_any_changed()
     stop.install()
     engine.train(resume_from_checkpoint=resume_from)
     if stopping.stopped:
@@ -133,14 +128,26 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
     return facts
 
 
+def prepare_rows(settings: Settings, tokenizer: Any, digests: Digests, channel: RankChannel) -> PreparedData:
+    """The data, with a notice where little of it is used."""
+    data = prepare_data(settings, tokenizer, digests=digests, say=log.info, beat=channel.beat)
+    for sentence in describe_losses(data.statistics):
+        channel.notice(sentence)
+    return data
+
+
 def load_base(
-    settings: Settings, loaded: LoadedTokenizer, args: Any, *, say: Callable[[str], None]
+    settings: Settings, loaded: LoadedTokenizer, args: Any, digests: Digests, *, say: Callable[[str], None]
 ) -> tuple[Any, int]:
-    """The base model, with a row for every token, and by how many rows it grew."""
+    """The base model, with a row for every token, and by how many rows it grew.
+
+    :raises NotFoundError: a file that shapes the run is not what it was when the attempt began
+    """
     attention, quantization = choose_attention(settings), build_quantization(settings)
     model = load_model(
         settings, attention=attention, device=take_accelerator(args), quantization=quantization, say=say
     )
+    digests.refuse_any_changed()
     multiple_of = settings.values["embedding_size_multiple_of"]
     return model, grow_vocabulary(model, loaded, multiple_of=multiple_of, say=say)
 
