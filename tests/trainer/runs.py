@@ -9,8 +9,10 @@ from airflow_provider_sft.contract.settings import resolve_config
 from trainer.completion import write_mark
 from trainer.data.files import locate_data
 from trainer.digests import Digests
+from trainer.files import describe_file
 from trainer.identity import RunIdentity, identify_run
 from trainer.identity_v1 import find_v1_differences
+from trainer.outcome import succeeded_result
 from trainer.ownership import Decision, decide_owner
 from trainer.run_dir import RunDir
 from trainer.trained import Trained
@@ -44,11 +46,9 @@ def leave_finished(config: dict, *, checkpoints: tuple[int, ...] = (), run_id: s
     out = leave_unfinished(config, checkpoints=checkpoints, run_id=run_id)
     (out / "adapter_model.safetensors").write_bytes(b"weights")
     (out / "adapter_config.json").write_text("{}")
-    result = {"model_path": str(out), "status": "succeeded", "exit_code": 0, "steps": 8, "notices": []}
+    result = succeeded_result("Tuned.", model_path=str(out), steps=8, notices=[])
     (out / "result.json").write_text(json.dumps(result))
     files = ("adapter_model.safetensors", "adapter_config.json")
-    from trainer.files import describe_file
-
     Trained(str(out), {name: describe_file(out / name) for name in files}, {}, []).write(out)
     write_mark(out, result)
     Trained.forget(out)
