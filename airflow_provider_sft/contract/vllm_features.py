@@ -23,6 +23,7 @@ from airflow_provider_sft.contract.vllm_releases import (
     NO_EXTRA_VOCABULARY,
     PATTERNS,
     follows,
+    measured_releases,
     support_of,
 )
 
@@ -181,7 +182,8 @@ def check_experts(adapter: Adapter) -> Iterator[Finding]:
     if lacking := _incomplete_experts(set(experts)):
         reason = f"vLLM wants LoRA on every matrix of an expert, and {lacking} lacks some."
         yield Finding("loads_wrong", reason, until=NO_EXTRA_VOCABULARY)
-        yield Finding("rejected", reason, since=NO_EXTRA_VOCABULARY)
+        refused = not is_fused_experts(lacking) or _keeps_fused(adapter, measured_releases()[-1])
+        yield Finding("rejected" if refused else "loads_wrong", reason, since=NO_EXTRA_VOCABULARY)
     if not any(map(is_fused_experts, experts)) and adapter.config.get("use_rslora"):
         reason = "The experts' rsLoRA scaling is ignored by vLLM 0.12 and some later releases."
         yield Finding("loads_wrong", reason, since=NO_EXTRA_VOCABULARY, until=CLASSIFIER_HEADS)
@@ -191,7 +193,7 @@ def check_fused_experts(adapter: Adapter, release: str) -> Iterator[Finding]:
     if not any(map(is_fused_experts, adapter.lora_modules)):
         return
     base = adapter.base
-    if base is None or not support_of(base.architecture, release).keeps_experts_fused:
+    if not _keeps_fused(adapter, release):
         if (
             base is not None
             and base.architecture == "GptOssForCausalLM"
@@ -203,6 +205,11 @@ def check_fused_experts(adapter: Adapter, release: str) -> Iterator[Finding]:
         if follows(release, PATTERNS):
             reason += " (a server with --enable-mixed-moe-lora-format takes it with is_3d_lora_weight on the request)"
         yield Finding("loads_wrong", f"{reason}.")
+
+
+def _keeps_fused(adapter: Adapter, release: str) -> bool:
+    base = adapter.base
+    return base is not None and support_of(base.architecture, release).keeps_experts_fused
 
 
 def _incomplete_experts(modules: set[str]) -> str | None:
