@@ -84,6 +84,7 @@ def _in_flags(text: str) -> str:
         r"\b([Ss])et vllm_export to '(\w+)'", lambda m: f"{'U' if m[1] == 'S' else 'u'}se --mode {m[2]}", text
     )
     text = re.sub(r"Drop lora_post_process_for_vllm, or (\w)", lambda m: m[1].upper(), text)
+    text = text.replace("Or drop lora_post_process_for_vllm.", "")
     return text.replace("or 'both'", "or both").replace("Drop lora_post_process_for_vllm.", "")
 
 

@@ -18,6 +18,7 @@ from airflow_provider_sft.contract.adapter_files import (
     read_json_object,
 )
 from airflow_provider_sft.contract.errors import ExportError, NotFoundError, StorageFullError
+from airflow_provider_sft.contract.exit_codes import ExitCode
 from airflow_provider_sft.contract.names import ADDED_TOKENS_FILE, NEW_EMBEDDINGS_FILE
 from airflow_provider_sft.contract.outcome import ModelKind, VllmVerdict
 from airflow_provider_sft.contract.vllm import find_served_base, judge, judge_adapter, judge_model
@@ -85,6 +86,10 @@ def export_for_vllm(
         source = read_source(directory, num_new_tokens=num_new_tokens, base_model_dir=base_model_dir)
         try:
             return _export(source, target, mode, before_switch or _nothing)
+        except ExportError as error:
+            if mode == "merged" and error.advice == ExitCode.EXPORT.advice:
+                raise ExportError(error.reason, advice="Or drop lora_post_process_for_vllm.") from error
+            raise
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
@@ -149,7 +154,7 @@ def _export(
             files += _write_base(source, vocabulary, form, target)
             base = target / BASE_DIR
         notices = _describe_both(target, with_base=bool(vocabulary.num_new))
-    files = _write_adapter(source, form, target, before_switch) + files
+    files = _write_adapter(source, vocabulary, form, target, before_switch) + files
     return ExportOutcome(target, "adapter", judge_adapter(target, base=base), files, notices)
 
 
@@ -181,7 +186,11 @@ def _header(tensor: OutTensor) -> TensorEntry:
 
 
 def _write_adapter(
-    source: Source, form: Form, target: Path, before_switch: Callable[[Path], None]
+    source: Source,
+    vocabulary: Vocabulary,
+    form: Form,
+    target: Path,
+    before_switch: Callable[[Path], None],
 ) -> list[str]:
     names = [
         ADAPTER_CONFIG_FILE,
@@ -199,6 +208,9 @@ def _write_adapter(
             write_tensor_file(stage / NEW_EMBEDDINGS_FILE, form.new_embeddings, {"format": "pt"})
         if target != source.directory:
             copy_companions(source.directory, stage, also=(ADDED_TOKENS_FILE, "README.md"))
+        if vocabulary.num_new and not (source.directory / ADDED_TOKENS_FILE).exists():
+            record = {"num_new_tokens": vocabulary.num_new, "new_embedding_size": vocabulary.size}
+            write_bytes(stage / ADDED_TOKENS_FILE, json.dumps(record).encode())
         before_switch(stage)
         switch_files(target)
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -68,3 +69,23 @@ def test_a_vocabulary_larger_than_the_base_without_rows_is_seen_by_the_check(tmp
     (verdict,) = judge_adapter(adapter)
     assert verdict["verdict"] == "loads_wrong"
     assert verdict["reason"] == "The rows of 3 added tokens are not in the adapter."
+
+
+def test_an_adapter_from_elsewhere_is_judged_on_the_base_that_the_export_wrote(adapter, tmp_path):
+    done = export(adapter, "--num-new-tokens", 3, "--mode", "both", "--output-dir", tmp_path / "out")
+    assert done.returncode == 0
+    assert "loads right" in done.stdout
+    assert "loads wrong" not in done.stdout
+    assert not (adapter / "added_tokens_info.json").exists()
+    assert (
+        json.loads((tmp_path / "out" / "added_tokens_info.json").read_text())["new_embedding_size"]
+        == VOCABULARY + 3
+    )
+
+
+def test_advice_of_the_command_names_its_own_flags(adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"use_dora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    done = export(adapter, "--num-new-tokens", 3)
+    assert (done.returncode, "vllm_export" in done.stderr) == (69, False)
+    assert "Use --mode merged" in done.stderr

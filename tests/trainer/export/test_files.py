@@ -111,7 +111,7 @@ def test_a_count_against_the_record_is_refused(adapter):
 
 def test_another_count_for_an_exported_adapter_is_refused(adapter):
     export_for_vllm(adapter, num_new_tokens=3)
-    with pytest.raises(ExportError, match="holds 3 rows of added tokens. Give 3"):
+    with pytest.raises(ExportError, match="says 3 new tokens and --num-new-tokens 0"):
         export_for_vllm(adapter, num_new_tokens=0)
 
 
