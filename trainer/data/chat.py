@@ -22,9 +22,11 @@ from trainer.data.chat_frame import (
     PROBE,
     Frame,
     after_words,
+    before_words,
     common_length,
     find_gaps,
     find_header,
+    find_stop,
     looks_like,
     search_turns,
     strings_of,
@@ -79,7 +81,6 @@ class ChatTemplate:
             )
         self.source: str = tokenizer.get_chat_template()
         self._special_tokens = dict(tokenizer.special_tokens_map)
-        self._added_tokens = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
         self._column = column
         self._compiled: dict[str, _RowTemplate] = {}
         self._check()
@@ -229,18 +230,10 @@ class ChatTemplate:
         if gaps is None:
             return None
         header = find_header(gaps[0], after_words(asked), after_words(invited))
-        stop = self._stop(gaps[1])
-        stop = stop if gaps[3].startswith(stop) else ""
+        stop = find_stop(gaps, before_words(text))
         follows = gaps[1]
         usable = header.strip() and (stop or follows.strip()) and header in gaps[2]
         return Frame(header, stop, follows) if usable else None
-
-    def _stop(self, follows: str) -> str:
-        """The added token that `follows` starts with, and any white space before it."""
-        for token in self._added_tokens:
-            if token and follows.lstrip().startswith(token):
-                return follows[: follows.index(token) + len(token)]
-        return ""
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ _WORDS = ("Wq0first", "Wq1answer", "Wq2second", "Wq3reply")
 PROBE = [
     {"role": role, "content": words} for role, words in zip(("user", "assistant") * 2, _WORDS, strict=True)
 ]
+
+_MARK = r"<[^<>\s]+>|\[[^\[\]\s]+\]"
+_PIECE = re.compile(rf"(?P<mark>{_MARK})|[^\s<\[]+|[<\[]")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,34 @@ def find_gaps(text: str) -> list[str] | None:
 def after_words(text: str) -> str:
     """What stands after the user's words, in a text that ends with the user's turn."""
     return text.rpartition(_WORDS[0])[2]
+
+
+def before_words(text: str) -> str:
+    """What stands before the user's words."""
+    return text.partition(_WORDS[0])[0]
+
+
+def find_stop(gaps: Sequence[str], before: str) -> str:
+    """What ends an assistant's turn, in the middle of a conversation as at its end, with any white space before it.
+
+    Known by what the template writes; the tokenizer need not know it. A template that always invites the next answer
+    ends with the mark and the beginning of a header: of glued marks, those of a header are left out.
+
+    :param gaps: as `find_gaps` found them
+    :param before: what stands before the first words: a header, and perhaps the template's own system turn
+    """
+    follows, last = gaps[1], gaps[3]
+    words = last.split(maxsplit=1)
+    start = last.index(words[0]) if words else 0
+    end = start
+    for piece in _PIECE.finditer(words[0]) if words else ():
+        ends_a_system_turn = end == start and piece["mark"]
+        if not follows.startswith(last[: end + len(piece[0])]) or (
+            piece[0] in before and not ends_a_system_turn
+        ):
+            break
+        end += len(piece[0])
+    return last[:end] if end > start else ""
 
 
 def find_header(gap: str, asked: str, invited: str) -> str:

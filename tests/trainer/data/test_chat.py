@@ -32,6 +32,24 @@ PLAIN = (
     "{% for m in messages %}### {{ m['role'] | title }}:\n{{ m['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
+GRANITE = (
+    "{%- if messages[0]['role'] != 'system' %}<|start_of_role|>system<|end_of_role|>Be kind.<|end_of_text|>\n{% endif %}"
+    "{%- for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}<|end_of_text|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
+)
+# As the first Llama 3 had it: it invites the next answer always.
+INVITES = (
+    "{% for m in messages %}<|head|>{{ m['role'] }}<|/head|>{{ m['content'] }}<|eot|>{% endfor %}"
+    "<|head|>assistant<|/head|>"
+)
+NESTED = (
+    "{% for m in messages %}<turn>{{ m['role'] }}:{{ m['content'] }} </turn></done>{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant:{% endif %}"
+)
+BRACKETS = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[/end]\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 # Templates of trl's that it can train on and that write the same with and without generation markers.
 KNOWN = ["qwen2_5", "llama3", "gemma", "phi3", "cohere", "deepseekv3", "qwen3_instruct_2507"]
 
@@ -111,6 +129,10 @@ def test_template_that_trl_knows_trains_what_trl_trains(tmp_path, bpe_with, name
         (CHATML, "one<|im_end|>two<|im_end|>"),
         (INST, " one</s> two</s>"),
         (PLAIN, "onetwo"),
+        (GRANITE, "one<|end_of_text|>two<|end_of_text|>"),
+        (INVITES, "one<|eot|>two<|eot|>"),
+        (NESTED, "one </turn></done>two </turn></done>"),
+        (BRACKETS, "one[/end]two[/end]"),
     ],
 )
 def test_template_without_generation_markers_trains_the_answers_and_what_ends_them(
