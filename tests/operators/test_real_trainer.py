@@ -91,7 +91,7 @@ def test_two_tasks_with_one_output_dir_do_not_train_into_it_together(desk, three
     configs = [three_steps, {**three_steps, "learning_rate": 5e-3}]
     outcome = desk.map_local(configs).wait()
     assert sorted(task.state for task in outcome.tasks) == ["failed", "success"]
-    assert f"output_dir {three_steps['output_dir']} belongs to another run" in outcome.log
+    assert f"output_dir {three_steps['output_dir']} belongs to DAG " in outcome.log
 
 
 HOSTILE = """### Text: hi

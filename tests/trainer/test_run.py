@@ -164,7 +164,9 @@ def test_same_run_again_is_finished_and_trains_nothing(lora_alone, caplog):
 def test_another_task_in_its_directory_is_refused(lora_alone):
     result = run_here(lora_alone.config, SFT_RUN_ID="dag/run/task/0")
     assert result["exit_code"] == 64
-    assert "belongs to another run (its SFT_RUN_ID differ). Use a directory per run" in result["reason"]
+    assert (
+        "belongs to DAG dag, run run, task task. Give this run an output_dir of its own" in result["reason"]
+    )
 
 
 def test_full_tuning_changes_every_layer(lora_config, tiny_model_dir, tmp_path):
