@@ -93,6 +93,16 @@ def test_rows_cut_by_max_length_are_a_notice_with_figures(tmp_path, config):
     assert "Of 16 training rows, 16 were cut to 8 tokens" in "".join(notices_of(tmp_path))
 
 
+def test_row_that_ends_with_the_template_is_trained_and_a_notice(tmp_path, config):
+    data = tmp_path / "tweets.jsonl"
+    with data.open("a") as lines:
+        lines.write(json.dumps({"output": "no answer\n### Label:"}) + "\n")
+    train_here({**config, "do_dataprocessing_only": True}, tmp_path / "scratch")
+    (notice,) = [sentence for sentence in notices_of(tmp_path) if "no answer" in sentence]
+    assert notice.startswith("1 training rows have no answer, first ")
+    assert "line 17: only the end of sequence is trained" in notice
+
+
 def test_summed_loss_equals_fms_hf_tunings_steps(tmp_path, config):
     """Its loss: the sum over a micro-batch, divided by gradient_accumulation_steps."""
     config = {

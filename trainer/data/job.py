@@ -32,7 +32,7 @@ from trainer.data.tokenise import ProgressTeller, Tokeniser
 from trainer.files import digest_json, write_json
 
 # Raised when the same rows would come out otherwise.
-CODE_VERSION = 3
+CODE_VERSION = 4
 # These packings make several documents of a row that is too long, instead of cutting it.
 _SPLITTING = ("bfd_split", "wrapped")
 
@@ -172,7 +172,7 @@ class PreparationJob:
             self._ending,
             keep_end=self._values.get("truncation_mode") == "keep_end",
         )
-        return Tokeniser(encoder, len(self._tokenizer), limit, handled.longest, dropped)
+        return Tokeniser(encoder, len(self._tokenizer), limit, handled.longest, self._ending.text, dropped)
 
     def _write(self, spec: DatasetSpec, source: DataSource, path: Path) -> tuple[str, DropLog]:
         pipeline = self.open_pipeline(spec, source)
@@ -195,6 +195,7 @@ class PreparationJob:
             paths,
             formats=formats,
             dropped=[entry for drop in drops for entry in drop.found.values()],
+            unanswered=[entry for drop in drops for entry in drop.unanswered.values()],
             max_length=self.max_length,
             decode=lambda ids: str(self._tokenizer.decode(ids)),
         )

@@ -38,6 +38,7 @@ class Statistics(TypedDict):
     dropped_rows: int
     lengths: dict[str, int]
     dropped: list[DroppedRows]
+    unanswered: list[DroppedRows]
     samples: list[list[Segment]]
 
 
@@ -46,6 +47,7 @@ def summarise(
     *,
     formats: Sequence[str],
     dropped: Sequence[DroppedRows],
+    unanswered: Sequence[DroppedRows],
     max_length: int,
     decode: Callable[[list[int]], str],
 ) -> Statistics:
@@ -58,6 +60,7 @@ def summarise(
         sizes,
         formats=formats,
         dropped=dropped,
+        unanswered=unanswered,
         max_length=max_length,
         samples=[mark_segments(ids, labels, decode) for ids, labels in islice(_read_tokens(paths), _SAMPLES)],
     )
@@ -68,6 +71,7 @@ def describe_sizes(
     *,
     formats: Sequence[str],
     dropped: Sequence[DroppedRows],
+    unanswered: Sequence[DroppedRows],
     max_length: int,
     samples: list[list[Segment]],
 ) -> Statistics:
@@ -88,6 +92,7 @@ def describe_sizes(
             "max": int(whole.max()),
         },
         "dropped": list(dropped),
+        "unanswered": list(unanswered),
         "samples": samples,
     }
 

@@ -69,6 +69,7 @@ def look_at_stream(rows: Any, job: PreparationJob, decode: Callable[[list[int]],
         RowSizes(lengths, lengths, trained),
         formats=[f"the first {len(first):,} rows of a stream"],
         dropped=[entry for source in sources for entry in source.dropped.found.values()],
+        unanswered=[entry for source in sources for entry in source.dropped.unanswered.values()],
         max_length=job.max_length,
         samples=[mark_segments(ids, labels, decode) for ids, labels in first[:_SAMPLES]],
     )

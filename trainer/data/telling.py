@@ -39,10 +39,15 @@ def describe_statistics(name: str, statistics: Mapping[str, Any]) -> Iterator[st
 
 
 def describe_losses(statistics: Mapping[str, Any]) -> Iterator[str]:
-    """For the result: a notice for each role of which a fifth of the rows or more was left out or cut."""
+    """For the result: a notice for each role of which a fifth of the rows or more was left out or cut, or any has no answer."""
     for name, part in (("train", statistics), ("validation", statistics.get("validation"))):
         if part and (losses := _describe_loss(part)):
             yield f"Of {part['rows'] + part['dropped_rows']:,} {_ROLES[name]} rows, {losses}."
+        for entry in part["unanswered"] if part else ():
+            yield (
+                f"{entry['count']:,} {_ROLES[name]} rows have no answer, first {entry['first'][0]}: {entry['reason']}. "
+                "Take them out, or add their answers."
+            )
 
 
 def _describe_loss(part: Mapping[str, Any]) -> str:

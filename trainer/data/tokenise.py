@@ -31,12 +31,14 @@ class Tokeniser:
     :param vocabulary: number of token ids there are
     :param max_length: where rows are cut, for sentences
     :param longest: rows with more tokens are left out
+    :param eos: how a text ends
     """
 
     encoder: Encoder
     vocabulary: int
     max_length: int
     longest: int | None = None
+    eos: str = ""
     dropped: DropLog = field(default_factory=DropLog)
 
     def tokenise(
@@ -46,25 +48,34 @@ class Tokeniser:
 
         :raises DataError: a row is wrong
         """
-        for chunk, encoded, blank in self._encode(chunks, row_format):
+        for chunk, encoded, blank, unanswered in self._encode(chunks, row_format):
             kept = (encoded.trained_counts() > 0) & (encoded.whole_lengths <= (self.longest or np.inf))
             for index in np.flatnonzero(~kept):
                 self.dropped.add(self._reason(encoded, int(index), blank), chunk.where(int(index)))
+            for index in unanswered:
+                if kept[index]:
+                    self.dropped.add_unanswered(chunk.where(index))
             yield chunk, encoded, kept
 
     def _encode(
         self, chunks: Iterable[RowChunk], row_format: RowFormat | Pretokenised
-    ) -> Iterator[tuple[RowChunk, EncodedRows, list[str | None]]]:
-        """Each chunk with its tokens, and why a row has nothing to train, however long a row may be."""
+    ) -> Iterator[tuple[RowChunk, EncodedRows, list[str | None], list[int]]]:
+        """Each chunk with its tokens, why a row has nothing to train however long it is, and which rows have no answer."""
         if isinstance(row_format, Pretokenised):
             for chunk in chunks:
                 tokens = read_tokens(chunk, self.vocabulary, self.max_length)
-                yield chunk, tokens, [row_format.unlabelled] * len(chunk.rows)
+                yield chunk, tokens, [row_format.unlabelled] * len(chunk.rows), []
             return
         special = row_format.special_tokens
         for chunk, examples, encodings in self._ahead(chunks, row_format):
             encoded = self.encoder.label(encodings, examples, special_tokens=special)
-            yield chunk, encoded, [_why_blank(row_format, *example) for example in examples]
+            blank = [_why_blank(row_format, *example) for example in examples]
+            yield (
+                chunk,
+                encoded,
+                blank,
+                [n for n, example in enumerate(examples) if _is_unanswered(*example, self.eos)],
+            )
 
     def _ahead(
         self, chunks: Iterable[RowChunk], row_format: RowFormat
@@ -97,6 +108,11 @@ def _why_blank(row_format: RowFormat, text: str, spans: list[Span] | None) -> st
     if spans is not None:
         return None
     return row_format.unlabelled if text.strip() else "their text is empty"
+
+
+def _is_unanswered(text: str, spans: list[Span] | None, eos: str) -> bool:
+    """Whether nothing is trained of a row but its end."""
+    return bool(spans) and not any(text[start:end].removesuffix(eos).strip() for start, end in spans or ())
 
 
 class ProgressTeller:
