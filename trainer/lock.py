@@ -20,10 +20,12 @@ from typing import Any, Self
 
 from airflow_provider_sft.contract.errors import LockedError
 from trainer.files import read_json, write_json
+from trainer.records import Shape, read_record
 from trainer.run_time import RunTime
 
 LOCK_FILE = ".sft.lock"
 RECORD_FILE = ".sft.lock.json"
+_RECORD_SHAPE: Shape = {"token": str, "beat": int}
 _BEAT_S = 3.0
 # A counter that stands still this long belongs to a dead run.
 _STALE_S = 15.0
@@ -82,7 +84,7 @@ class RunLock:
         self._has_file_lock = True
 
     def _take_record(self) -> None:
-        holder = read_json(self._record_path)
+        holder = read_record(self._record_path, _RECORD_SHAPE)  # what else is there, no run keeps up
         if holder and not self._is_dead(holder):
             raise self._locked(holder)
         write_json(self._record_path, self._record)
