@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from airflow_provider_sft.contract.progress import describe_duration
@@ -67,7 +69,8 @@ class Patience:
         """
         while True:
             try:
-                result = work()
+                with _without_retry_warnings():
+                    result = work()
             except Exception as error:
                 if not is_passing(error):
                     raise
@@ -77,6 +80,21 @@ class Patience:
             else:
                 self.take_success()
                 return result
+
+
+@contextlib.contextmanager
+def _without_retry_warnings() -> Iterator[None]:
+    """urllib3 warns at each of its own tries; what counts is said once, by `take_failure`."""
+    logger = logging.getLogger("urllib3.connectionpool")
+    logger.addFilter(_is_no_retry_warning)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_retry_warning)
+
+
+def _is_no_retry_warning(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Retrying (")
 
 
 def is_passing(error: Exception) -> bool:

@@ -19,14 +19,16 @@ async def fetch(hook: Any, path: str, query: Mapping[str, str] | None = None) ->
     """:raises ApiException: with the server's own message"""
     async with hook.get_conn() as connection:
         response = await _call(connection, "GET", path, query, timeout_s=_READ_TIMEOUT_S)
-        document: dict[str, Any] = json.loads(await response.read())
+        async with response:
+            document: dict[str, Any] = json.loads(await response.read())
         return document
 
 
 async def send(hook: Any, method: str, path: str, body: Mapping[str, Any]) -> None:
     """PATCH (merge) or DELETE."""
     async with hook.get_conn() as connection:
-        await _call(connection, method, path, None, body=body, timeout_s=_READ_TIMEOUT_S)
+        response = await _call(connection, method, path, None, body=body, timeout_s=_READ_TIMEOUT_S)
+        await response.read()
 
 
 async def stream_lines(
@@ -36,10 +38,13 @@ async def stream_lines(
     rest = b""
     async with hook.get_conn() as connection:
         response = await _call(connection, "GET", path, query, timeout_s=idle_timeout_s)
-        async for chunk in response.content.iter_any():
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                yield line.decode(errors="replace")
+        try:
+            async for chunk in response.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield line.decode(errors="replace")
+        finally:
+            response.close()
     if rest:
         yield rest.decode(errors="replace")
 
@@ -70,6 +75,7 @@ async def _call(  # one request, spelled out
     )
     if response.status not in _OK:
         error = ApiException(status=response.status, reason=response.reason)
-        error.body = await response.text()
+        async with response:
+            error.body = await response.text()
         raise error
     return response

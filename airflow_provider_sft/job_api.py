@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow_provider_sft.api_patience import Patience, api_status, describe_api_error
@@ -10,6 +10,7 @@ from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.registry import ENGINES
 from airflow_provider_sft.pod_access import PodAccess
 from airflow_provider_sft.pod_outcome import Pod, to_plain
+from airflow_provider_sft.try_claim import Deletion
 
 _NOT_FOUND, _FORBIDDEN, _CONFLICT = 404, 403, 409
 _DELETE_WITHIN_S = 30.0
@@ -123,15 +124,17 @@ class JobApi:
             return []
         return [to_plain(pod) for pod in found.items]
 
-    def label(self, name: str, labels: dict[str, str]) -> None:
-        self._custom.patch_namespaced_custom_object(*self._of_engine, name, {"metadata": {"labels": labels}})
+    def patch(self, name: str, body: Mapping[str, Any]) -> None:
+        self._custom.patch_namespaced_custom_object(*self._of_engine, name, body)
 
-    def delete(self, name: str, uid: str) -> None:
-        """In the foreground: it is gone when its pods are. Another job of the same name is left alone."""
-        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
+    def delete(self, name: str, uid: str, *, claim: str = "") -> None:
+        """In the foreground: it is gone when its pods are. Another job of the same name is left alone.
+
+        :param claim: of this try; a job that a later one has taken over is left alone too
+        """
         try:
             Patience(self._operator.log, _DELETE_WITHIN_S).insist(
-                lambda: self._custom.delete_namespaced_custom_object(*self._of_engine, name, body=body),
+                lambda: self._delete_if_held(name, uid, claim),
                 refresh=self._operator._refresh_cached_properties,  # noqa: SLF001  # the parent's name for it
             )
         except Exception as error:  # noqa: BLE001  # the outcome counts more
@@ -139,6 +142,14 @@ class JobApi:
                 self._operator.log.warning(
                     "%s %s cannot be deleted: %s", self._engine.kind, name, describe_api_error(error)
                 )
+
+    def _delete_if_held(self, name: str, uid: str, claim: str) -> None:
+        Deletion(uid, claim, self._operator.log, foreground=True).run(
+            lambda: self._custom.get_namespaced_custom_object(*self._of_engine, name)["metadata"],
+            lambda options: self._custom.delete_namespaced_custom_object(
+                *self._of_engine, name, body=options
+            ),
+        )
 
     @property
     def _custom(self) -> Any:

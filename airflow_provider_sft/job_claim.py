@@ -20,13 +20,14 @@ from airflow_provider_sft.engines.summary import find_end_time
 from airflow_provider_sft.failures import LaunchFailure, PermanentFailure, TransientFailure
 from airflow_provider_sft.job_api import JobApi
 from airflow_provider_sft.pod_claim import CONFIG_ANNOTATION, RUN_ID_ANNOTATION
+from airflow_provider_sft.quota import find_full_quota
+from airflow_provider_sft.try_claim import CLAIM_ANNOTATION, claim_patch
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_sft.job_run import JobRun
 
-_FORBIDDEN = 403
 _LEAVING_POLL_S = 2.0
 # Beyond the grace period: kubelets may be slow to report.
 _LEAVING_MARGIN_S = 120.0
@@ -48,9 +49,12 @@ class JobClaim:
             if "deletionTimestamp" in metadata:
                 self._wait_until_gone(job)
             elif self._serves(job, request):
+                self._take_over(metadata["name"])
                 return job
             elif _is_finished(job):
-                self._api.label(metadata["name"], {self._operator.POD_CHECKED_KEY: "True"})
+                self._api.patch(
+                    metadata["name"], {"metadata": {"labels": {self._operator.POD_CHECKED_KEY: "True"}}}
+                )
             else:
                 self._api.delete(metadata["name"], metadata["uid"])
                 self._wait_until_gone(job)
@@ -59,19 +63,21 @@ class JobClaim:
     def create(self, manifests: Sequence[Manifest], pod: k8s.V1Pod) -> Manifest:
         """The job of these manifests, once: an answer that was lost does not create a second one.
 
+        :raises QuotaFullError: there is no room for one of them now
         :raises LaunchFailure: the API server refuses one of them
         """
         config_text = self._operator.long_config()
         if config_text:
             create_config_map(self._operator, pod, config_text)
         *before, request = manifests
+        request["metadata"].setdefault("annotations", {})[CLAIM_ANNOTATION] = self._operator._claim  # noqa: SLF001
         config_map = {"kind": "ConfigMap", "metadata": {"name": config_map_name(pod.metadata.name)}}
         needed = [*before, *([config_map] if config_text else [])]
         try:
             job = self._create_all(manifests)
         except Exception as error:  # noqa: BLE001  # of either kind, told apart by its status
             self._take_back(needed)
-            raise _refusal(error, self._engine) from None
+            raise find_full_quota(error) or _refusal(error, self._engine) from None
         name = job["metadata"]["name"]
         if not _is_same_run(job, request):
             raise LaunchFailure(
@@ -151,6 +157,15 @@ class JobClaim:
         log.info("%s ended while nobody watched: %s", name, failure)
         return False
 
+    def _take_over(self, name: str) -> None:
+        """As :meth:`PodClaim._take_over`."""
+        try:
+            self._api.patch(name, claim_patch(self._operator._claim))  # noqa: SLF001  # of one family
+        except Exception as error:  # noqa: BLE001  # it can be followed without
+            self._operator.log.warning(
+                "%s %s cannot be marked as this try's: %s", self._engine.kind, name, describe_api_error(error)
+            )
+
     def _wait_until_gone(self, job: Manifest) -> None:
         """The nodes of a job that is being deleted save, and hold output_dir meanwhile."""
         operator, metadata = self._operator, job["metadata"]
@@ -197,8 +212,6 @@ def _annotation(job: Manifest, name: str) -> str | None:
 def _refusal(error: Exception, engine: Engine) -> Exception:
     """Without the request, which holds the config and the environment."""
     said = describe_api_error(error)
-    if api_status(error) == _FORBIDDEN and "quota" in said:
-        return TransientFailure(f"The namespace's quota has no room for the job now: {said}")
     if api_status(error) is None:
         return error
     return LaunchFailure(f"Kubernetes refuses the {engine.kind}. It says {said}")

@@ -17,6 +17,7 @@ from airflow_provider_sft.engines.engine import Engine, Manifest
 from airflow_provider_sft.engines.registry import choose_engine, find_engine
 from airflow_provider_sft.failures import (
     InterruptedFailure,
+    LaunchFailure,
     TrainingFailure,
     TransientFailure,
     describe_position,
@@ -30,6 +31,7 @@ from airflow_provider_sft.pod_run import PodRun
 from airflow_provider_sft.progress_report import ProgressReport, store_progress
 from airflow_provider_sft.result_report import announce_result, announcing
 from airflow_provider_sft.triggers.job import SFTJobTrigger
+from airflow_provider_sft.try_claim import new_claim
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -70,6 +72,7 @@ class JobRun(PodRun):
 
     def tune(self, context: Context) -> Result | None:
         """Find or create the job, then follow it: here, or in the triggerer."""
+        self._claim = new_claim()
         pod = self.build_pod_request_obj(context)
         self._call_back("on_pod_manifest_created", context, pod_request=pod)
         self._output_dir = self.output_dir_wanted
@@ -77,13 +80,17 @@ class JobRun(PodRun):
         manifests = self.build_manifests(self._engine, pod)
         claim = JobClaim(self, self._engine, context, pod.metadata.namespace)
         with self._working():
-            job = claim.find(manifests[-1]) or claim.create(manifests, pod)
+            job = self._when_there_is_room(lambda: claim.find(manifests[-1]) or claim.create(manifests, pod))
             self._take_identity(job["metadata"])
             told = {"job_name": job["metadata"]["name"], "job_namespace": job["metadata"]["namespace"]}
             for key, value in {**told, "job_engine": self._engine.name}.items():
                 context["ti"].xcom_push(key=key, value=value)
             self._refuse_if_killed()
             return self._follow_job(context)
+
+    @property
+    def queue_limit_s(self) -> float:
+        return min(self.limits.queue_s, super().queue_limit_s)
 
     def defer(self, *, trigger: BaseTrigger, **options: Any) -> None:  # type: ignore[override]  # it may stay here
         """The parent knows how to make a trigger; ours takes its arguments. A worker that does not defer runs it."""
@@ -92,6 +99,7 @@ class JobRun(PodRun):
         watcher = SFTJobTrigger(
             **arguments,
             pod_uid=self._identity.uid,
+            claim=self._claim,
             engine=self._engine.name,
             limits=asdict(self.limits),
             log_all_nodes=self.log_all_nodes,
@@ -115,6 +123,7 @@ class JobRun(PodRun):
         with announcing(self, context), self._working():
             self._engine, self._output_dir = find_engine(event["engine"]), event.get("output_dir")
             self._take_identity(event)
+            self._claim = event.get("claim", "")
             return self._conclude_job(context, event)
 
     def _end_what_runs(self) -> None:
@@ -128,6 +137,8 @@ class JobRun(PodRun):
 
     @property
     def _fate(self) -> str:
+        if self.pod is None:
+            return "no job was created"
         if self._keeps_job:
             return "the job goes on, as on_kill_action says"
         return f"the job is deleted, and its nodes have {self.termination_grace_period} s to save"
@@ -228,6 +239,8 @@ class JobRun(PodRun):
 
     def _follow_again(self, context: Context, event: dict[str, Any]) -> Result | None:
         """Where the API server was away: with new credentials."""
+        if event.get("is_lasting"):
+            self._give_up(LaunchFailure(event["message"]))
         quick = event.get("_redefer_count", 0) + 1 if event.get("watched_s", 0.0) < _QUICK_S else 0
         if quick > _MAX_QUICK_FAILURES:
             raise TransientFailure(f"The job cannot be watched: {event['message']} The retry finds it again.")
@@ -244,7 +257,7 @@ class JobRun(PodRun):
             self._delete_job()
             return
         try:
-            self._job_api.label(self._identity.name, {self.POD_CHECKED_KEY: "True"})
+            self._job_api.patch(self._identity.name, {"metadata": {"labels": {self.POD_CHECKED_KEY: "True"}}})
         except Exception as error:  # noqa: BLE001  # a retry may look at it once more
             self.log.warning("The job cannot be labelled: %s", failures.clean_text(str(error)))
 
@@ -257,7 +270,7 @@ class JobRun(PodRun):
         return JobApi(self, self._engine, self._identity.namespace)
 
     def _delete_job(self) -> None:
-        self._job_api.delete(self._identity.name, self._identity.uid)
+        self._job_api.delete(self._identity.name, self._identity.uid, claim=self._claim)
 
 
 async def _take_first(watcher: SFTJobTrigger) -> dict[str, Any]:

@@ -51,13 +51,23 @@ class JobWatch:
         self._told = ""
         self._starts: dict[str, StartWatch] = {}
 
-    def see(self, name: str, state: JobState, job: Manifest | None, pods: Iterable[Pod]) -> None:
+    def see(
+        self,
+        name: str,
+        state: JobState,
+        job: Manifest | None,
+        pods: Iterable[Pod],
+        *,
+        waits_for_quota: bool = False,
+    ) -> None:
+        """:param waits_for_quota: of the namespace, which lets no further pod in"""
         text = f"{state.stage}: {state.reason}"
         if text != self._told:
             self._told = text
             self._log.info("%s %s is %s", self._engine.kind, name, text)
         phase = _PHASES.get(state.stage, "")
-        if phase == "start" and not queue_of(job or {"metadata": {}}) and not all(map(is_scheduled, pods)):
+        unqueued = not queue_of(job or {"metadata": {}}) and not all(map(is_scheduled, pods))
+        if phase == "start" and (unqueued or waits_for_quota):
             phase = "queue"  # without a queue, this is where nodes are waited for
         self.clock.tick(phase, time.time())
 

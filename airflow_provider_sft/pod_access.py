@@ -14,6 +14,7 @@ from airflow_provider_sft.api_patience import ApiAwayError, Patience, api_status
 from airflow_provider_sft.failures import TransientFailure
 from airflow_provider_sft.pod_outcome import Pod, to_plain
 from airflow_provider_sft.pod_watch import PodWatch
+from airflow_provider_sft.try_claim import Deletion
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FORBIDDEN, _NOT_FOUND = 403, 404
+_DELETE_WITHIN_S = 30.0
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
 
 
 class PodAccess(KubernetesPodOperator):
     """KubernetesPodOperator's pod, `self.pod`, as a run of days has to treat it."""
 
+    _claim = ""  # this try's, on the pod or job that it follows
+    _is_taken_over = False
     _forbidden: frozenset[str] = frozenset()  # what the API said 403 to: told once, and not asked again
 
     def patiently(self, work: Callable[[], T]) -> T:
@@ -109,11 +113,25 @@ class PodAccess(KubernetesPodOperator):
         if api_status(error) == _FORBIDDEN:
             self._forbidden |= {what}
 
-    def _delete(self) -> None:
+    def _delete(self, *, grace_s: int | None = None) -> None:
+        """Unless a later try has taken the pod over."""
         try:
-            self.patiently(lambda: self.pod_manager.delete_pod(self.pod))
+            Patience(self.log, _DELETE_WITHIN_S).insist(
+                lambda: self._delete_if_held(grace_s), refresh=self._refresh_cached_properties
+            )
         except Exception as error:  # noqa: BLE001  # the outcome counts more
-            self.log.warning("Pod %s cannot be deleted: %s", self._identity.name, describe_api_error(error))
+            if api_status(error) != _NOT_FOUND:
+                self.log.warning(
+                    "Pod %s cannot be deleted: %s", self._identity.name, describe_api_error(error)
+                )
+
+    def _delete_if_held(self, grace_s: int | None) -> None:
+        name, namespace = self._identity.name, self._identity.namespace
+        deletion = Deletion(self._identity.uid, self._claim, self.log, grace_s)
+        self._is_taken_over = not deletion.run(
+            lambda: to_plain(self.client.read_namespaced_pod(name, namespace))["metadata"],
+            lambda options: self.client.delete_namespaced_pod(name, namespace, body=options),
+        )
 
     def _call_back_line(self, line: str, *, stamp: str, container: str, pod: k8s.V1Pod) -> None:
         """:param stamp: the line's time, in RFC 3339; empty where it has none"""

@@ -12,9 +12,11 @@ from airflow.providers.cncf.kubernetes.operators.pod import POD_IDENTIFIER_STATE
 from kubernetes.client import models as k8s
 
 from airflow_provider_sft.api_patience import api_status, describe_api_error
-from airflow_provider_sft.config_map import adopt_config_map, create_config_map
+from airflow_provider_sft.config_map import adopt_config_map, create_config_map, delete_config_map
 from airflow_provider_sft.failures import LaunchFailure, PermanentFailure, TransientFailure
 from airflow_provider_sft.pod_outcome import failure_of_pod, has_ended, to_plain
+from airflow_provider_sft.quota import find_full_quota
+from airflow_provider_sft.try_claim import CLAIM_ANNOTATION, claim_patch
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 RUN_ID_ANNOTATION = "airflow-provider-sft/run-id"
 CONFIG_ANNOTATION = "airflow-provider-sft/config-sha256"
 
-_NOT_FOUND, _CONFLICT, _FORBIDDEN = 404, 409, 403
+_NOT_FOUND, _CONFLICT = 404, 409
 _LEAVING_POLL_S = 2.0
 # Beyond the grace period: the kubelet may be slow to report.
 _LEAVING_MARGIN_S = 120.0
@@ -53,6 +55,7 @@ class PodClaim:
             if pod.metadata.deletion_timestamp:
                 self._wait_until_gone(pod)
             elif self._serves(pod, request):
+                self._take_over(pod)
                 self._remember(pod)
                 return pod
             else:
@@ -62,10 +65,12 @@ class PodClaim:
     def create(self, request: k8s.V1Pod) -> k8s.V1Pod:
         """The pod of this request, once: an answer that was lost does not create a second one.
 
+        :raises QuotaFullError: there is no room for it now
         :raises LaunchFailure: the API server refuses it
         """
         operator, metadata = self._operator, request.metadata
         body = to_plain(request)
+        body["metadata"].setdefault("annotations", {})[CLAIM_ANNOTATION] = operator._claim  # noqa: SLF001
         config_text = operator.long_config()
         if config_text:
             create_config_map(operator, request, config_text)
@@ -73,7 +78,9 @@ class PodClaim:
             pod = operator.patiently(lambda: operator.client.create_namespaced_pod(metadata.namespace, body))
         except Exception as error:  # noqa: BLE001  # of either kind, told apart by its status
             if api_status(error) != _CONFLICT:
-                raise _refusal(error) from None
+                if config_text:
+                    delete_config_map(operator, metadata)
+                raise find_full_quota(error) or _refusal(error) from None
             pod = operator.patiently(
                 lambda: operator.client.read_namespaced_pod(metadata.name, metadata.namespace)
             )
@@ -115,6 +122,19 @@ class PodClaim:
             return True
         self._operator.log.info("Pod %s ended while nobody watched: %s", pod.metadata.name, failure)
         return False
+
+    def _take_over(self, pod: k8s.V1Pod) -> None:
+        """From now on a worker of an earlier try, which may only have been cut off, deletes it no more."""
+        operator, metadata = self._operator, pod.metadata
+        patch = claim_patch(operator._claim)  # noqa: SLF001  # of one family
+        try:
+            operator.patiently(
+                lambda: operator.client.patch_namespaced_pod(metadata.name, metadata.namespace, patch)
+            )
+        except Exception as error:  # noqa: BLE001  # it can be followed without
+            operator.log.warning(
+                "Pod %s cannot be marked as this try's: %s", metadata.name, describe_api_error(error)
+            )
 
     def _set_aside(self, pod: k8s.V1Pod) -> None:
         """Of no use: a running one is deleted, an ended one stays for reading."""
@@ -172,8 +192,6 @@ def _annotation(pod: k8s.V1Pod, name: str) -> str | None:
 def _refusal(error: Exception) -> Exception:
     """Without the request, which holds the config and the environment."""
     said = describe_api_error(error)
-    if api_status(error) == _FORBIDDEN and "quota" in said:
-        return TransientFailure(f"The namespace's quota has no room for the pod now: {said}")
     if api_status(error) is None:
         return error
     return LaunchFailure(f"Kubernetes refuses the pod. It says {said}")

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from airflow_provider_sft.api_patience import describe_api_error
 from airflow_provider_sft.pod_access import PodAccess
+from airflow_provider_sft.pod_outcome import Pod, container_state
 
 _GLANCE_S = 0.5
 # Beyond the grace period: a lost node keeps its pod for as long as nobody takes it away.
@@ -21,6 +21,7 @@ class PodKill(PodAccess):
     _is_at_work = False
     _is_ended = False
     _leaves_at_s = math.inf
+    _last_seen: Pod | None = None
 
     def on_kill(self) -> None:
         """The pod gets SIGTERM and its grace period to save; this task is no success, whatever comes of it.
@@ -48,12 +49,9 @@ class PodKill(PodAccess):
             return
         self._is_ended = True
         self._leaves_at_s = time.monotonic() + (self.termination_grace_period or 0) + _LEAVING_MARGIN_S
-        try:
-            super().on_kill()
-        except Exception as error:  # noqa: BLE001  # the task's own end counts more
-            self.log.warning("The pod cannot be deleted: %s", describe_api_error(error))
-        else:
-            self.log.info("The task is told to end; the pod %s.", self._fate)
+        if not self._is_kept_on_kill:
+            self._delete(grace_s=self.termination_grace_period)
+        self.log.info("The task is told to end; the pod %s.", self._fate)
 
     def _leaves_pod(self) -> bool:
         """Once it is told to end, the task ends its pod, and goes if that is kept, or never goes."""
@@ -64,9 +62,22 @@ class PodKill(PodAccess):
     @property
     def _fate(self) -> str:
         """Of the pod of a task that is told to end."""
+        if self.pod is None:
+            return "was not created"
         if self._is_kept_on_kill:
             return "is left running, as on_kill_action says"
+        if self._is_taken_over:
+            return "is left to the later try that follows it"
+        if not self._has_started:
+            return "had not started, and is deleted"
         return f"got SIGTERM, has {self.termination_grace_period} s to save, and is deleted"
+
+    @property
+    def _has_started(self) -> bool:
+        """As far as this worker has seen; what it has not looked at may run."""
+        return self._last_seen is None or bool(
+            {"running", "terminated"} & container_state(self._last_seen, self.base_container_name).keys()
+        )
 
     @property
     def _is_kept_on_kill(self) -> bool:

@@ -139,8 +139,11 @@ def failure_of_pod(
 def _failure_of_gone_pod(pod: Pod, progress: Progress | None) -> TrainingFailure:
     position = describe_position(None, progress)
     return InterruptedFailure(
-        f"Pod {pod['metadata']['name']} is gone: somebody deleted it, or its node was lost. {position} "
-        "The retry resumes from the newest checkpoint."
+        _join(
+            f"Pod {pod['metadata']['name']} is gone: somebody deleted it, or its node was lost.",
+            position,
+            "The retry resumes from the newest checkpoint.",
+        )
     )
 
 
@@ -151,7 +154,7 @@ def _failure_of_eviction(
     if status.get("reason") != "Evicted":
         return None
     kubelet_text = str(status.get("message", ""))
-    said = f"The pod was evicted: {_full_stop(kubelet_text)} {describe_position(result, progress)}"
+    said = _join(f"The pod was evicted: {_full_stop(kubelet_text)}", describe_position(result, progress))
     if "ephemeral" in kubelet_text or "emptyDir" in kubelet_text or "EmptyDir" in kubelet_text:
         advice = "Raise ephemeral_storage above what it used, or write checkpoints to a volume."
         return StorageFullFailure(f"{said} {advice}", result=result)
@@ -171,7 +174,11 @@ def _failure_of_oom(
     of_limit = f"its memory limit of {limit}" if limit else "the node's memory"
     position = describe_position(result, progress)
     return MemoryFailure(
-        f"The container reached {of_limit} and was killed (OOMKilled). {position} {ExitCode.OUT_OF_MEMORY.advice}",
+        _join(
+            f"The container reached {of_limit} and was killed (OOMKilled).",
+            position,
+            ExitCode.OUT_OF_MEMORY.advice,
+        ),
         result=result,
     )
 
@@ -208,6 +215,10 @@ def _failure_of_container(
     if failure is None or result or not left:
         return failure
     return type(failure)(f"{failure} It left this message: {left[:_MAX_MESSAGE_CHARS]}")
+
+
+def _join(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def _disruption(pod: Pod) -> str | None:

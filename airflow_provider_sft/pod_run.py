@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Never
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from kubernetes.client import models as k8s
@@ -13,6 +15,7 @@ from airflow_provider_sft.contract.outcome import Result
 from airflow_provider_sft.contract.progress import Progress
 from airflow_provider_sft.failures import (
     InterruptedFailure,
+    LaunchFailure,
     TrainingFailure,
     TransientFailure,
     describe_position,
@@ -33,12 +36,17 @@ from airflow_provider_sft.pod_outcome import (
 from airflow_provider_sft.pod_start import StartWatch
 from airflow_provider_sft.pod_watch import PodWatch
 from airflow_provider_sft.progress_report import store_progress
+from airflow_provider_sft.quota import QuotaFullError, QuotaWait
 from airflow_provider_sft.result_report import announce_result
 from airflow_provider_sft.triggers.kubernetes import SFTTrainerTrigger
+from airflow_provider_sft.triggers.pause import PauseTrigger
+from airflow_provider_sft.try_claim import is_held_by_another, new_claim
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
+
+T = TypeVar("T")
 
 # A triggerer that held out this long did its work; only quick failures in a row count.
 _QUICK_S = 60.0
@@ -49,9 +57,10 @@ class PodRun(PodKill):
     """What of KubernetesPodOperator has to do with the pod's life, made for runs of hours and days."""
 
     push_result: bool
+    quota_pause_s = 30.0  # between two looks at a quota that was full
     _result: Result | None = None
-    _last_seen: Pod | None = None
     _why_gone: str = ""
+    _quota_wait: QuotaWait | None = None
     _progress: Progress | None = None
 
     def long_config(self) -> str | None:
@@ -63,10 +72,12 @@ class PodRun(PodKill):
 
     def tune(self, context: Context) -> Result | None:
         """Find or create the pod, then follow it: here, or in the triggerer."""
+        self._claim = new_claim()
         self.pod_request_obj = self.build_pod_request_obj(context)
         self._call_back("on_pod_manifest_created", context, pod_request=self.pod_request_obj)
         with self._working():
-            self.pod = self.get_or_create_pod(self.pod_request_obj, context)
+            request = self.pod_request_obj
+            self.pod = self._when_there_is_room(lambda: self.get_or_create_pod(request, context))
             context["ti"].xcom_push(key="pod_name", value=self.pod.metadata.name)
             context["ti"].xcom_push(key="pod_namespace", value=self.pod.metadata.namespace)
             self._call_back("on_pod_creation", context, pod=self.pod)
@@ -79,15 +90,40 @@ class PodRun(PodKill):
         claim = PodClaim(self, context)
         return claim.find(pod_request_obj) or claim.create(pod_request_obj)
 
+    def _when_there_is_room(self, create: Callable[[], T]) -> T:
+        """What `create` gives, once the namespace's quota lets it. Deferrable, another call of `tune` goes on."""
+        wait = self._quota_wait = self._quota_wait or QuotaWait(self.log, self.queue_limit_s)
+        while True:
+            self._refuse_if_killed()
+            try:
+                return create()
+            except QuotaFullError as full:
+                wait.take(full)
+            if self.deferrable:
+                trigger = PauseTrigger(
+                    self.quota_pause_s, {"quota_since_s": wait.since_s, "quota_said": wait.said}
+                )
+                super().defer(trigger=trigger, method_name="look_for_room_again")
+            self._rest(self.quota_pause_s)
+
+    @property
+    def queue_limit_s(self) -> float:
+        """How long room is waited for."""
+        allowed = self.execution_timeout
+        return min(self.schedule_timeout_seconds, allowed.total_seconds() if allowed else math.inf)
+
     def defer(self, *, trigger: BaseTrigger, **options: Any) -> Never:
         """The parent knows how to make a trigger; ours takes its arguments."""
         _, arguments = trigger.serialize()
-        super().defer(trigger=SFTTrainerTrigger(**arguments, pod_uid=self._identity.uid), **options)
+        super().defer(
+            trigger=SFTTrainerTrigger(**arguments, pod_uid=self._identity.uid, claim=self._claim), **options
+        )
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Result | None:
         """Back from the triggerer: `SFTTrainerTrigger` tells what it saw."""
         name, namespace, uid = event["name"], event["namespace"], event["uid"]
         self.pod = k8s.V1Pod(metadata=k8s.V1ObjectMeta(name=name, namespace=namespace, uid=uid))
+        self._claim = event.get("claim", "")
         self._progress, self._last_seen = event.get("progress"), event.get("pod")
         self._why_gone = event.get("why_gone", "")
         store_progress(context.get("task_state_store"), self._progress)
@@ -137,6 +173,7 @@ class PodRun(PodKill):
         started = False
         while (pod := self._read()) is not None and not self._leaves_pod():
             watch.see(pod)
+            self._last_seen = pod
             if watch.is_pending(pod):
                 if failure := watch.judge(pod, self._read_events()):
                     self._give_up(failure)
@@ -197,10 +234,11 @@ class PodRun(PodKill):
 
     def _tidy(self, pod: Pod, *, failed: bool) -> None:
         """Mark or delete the pod as the parent would; but never leave one that still holds its GPUs."""
-        model = k8s.V1Pod(
-            metadata=self._identity,
-            status=k8s.V1PodStatus(phase=pod["status"].get("phase"), container_statuses=[]),
-        )
+        if is_held_by_another(pod["metadata"], self._claim):
+            return
+        # A task that failed keeps its pod for reading, also where the container ended with 0 and left no result.
+        phase = "Failed" if failed and is_terminal(pod) else pod["status"].get("phase")
+        model = k8s.V1Pod(metadata=self._identity, status=k8s.V1PodStatus(phase=phase, container_statuses=[]))
         if failed or self.on_finish_action.value in ("keep_pod", "delete_active_pod"):
             self.patch_already_checked(model, reraise=False)
         if not failed and self.on_finish_action.value == "delete_succeeded_pod":
@@ -218,6 +256,8 @@ class PodRun(PodKill):
         pod = self._read()
         if pod is None or has_ended(pod, self.base_container_name):
             return
+        if event.get("is_lasting"):
+            self._give_up(LaunchFailure(event["message"]))
         quick = event.get("_redefer_count", 0) + 1 if event.get("watched_s", 0.0) < _QUICK_S else 0
         if quick > _MAX_QUICK_FAILURES:
             raise TransientFailure(

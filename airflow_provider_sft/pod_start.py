@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 from airflow_provider_sft.contract.progress import describe_duration
@@ -25,6 +26,8 @@ _PULL_TRANSIENT = re.compile(
     r"\b429\b|\b5\d\d\b|too many requests|rate limit|timeout|timed out|unavailable|bad gateway|qps exceeded|reset by peer",
     re.IGNORECASE,
 )
+_BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"(: ErrImagePull: )?')
+_MAX_PULL_CHARS = 140
 _MISSING_OBJECT = re.compile(
     r"(secret|configmap|persistentvolumeclaim|serviceaccount)s? \"[^\"]+\" not found"
     r"|couldn't find key|references non-existent (secret|config) key",
@@ -87,10 +90,19 @@ def is_scheduled(pod: Pod) -> bool:
     )
 
 
+def waiting_topic(pod: Pod, container: str) -> str:
+    """What changes when there is something new to log: a pull that is tried again says two things in turn."""
+    waiting = container_state(pod, container).get("waiting") or {}
+    return "pull" if waiting.get("reason") in _PULL_WAITING else describe_waiting(pod, container)
+
+
 def describe_waiting(pod: Pod, container: str) -> str:
     """What a pending pod waits for, in the scheduler's or the kubelet's own words."""
     if waiting := container_state(pod, container).get("waiting"):
         message = waiting.get("message")
+        if waiting.get("reason") in _PULL_WAITING:
+            said = shorten(_BACK_OFF.sub("", message or ""), _MAX_PULL_CHARS, placeholder=" …")
+            return f"the image cannot be pulled yet, and Kubernetes tries again{': ' + said if said else ''}"
         return f"{waiting.get('reason', 'waiting')}{': ' + message if message else ''}"
     for condition in pod.get("status", {}).get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") != "True":

@@ -10,7 +10,7 @@ from airflow_provider_sft.failures import TrainingFailure, clean_text
 from airflow_provider_sft.metrics import Tags
 from airflow_provider_sft.pod_log import LogWindow
 from airflow_provider_sft.pod_outcome import Pod, container_state, has_ended, is_terminal
-from airflow_provider_sft.pod_start import StartWatch, describe_waiting
+from airflow_provider_sft.pod_start import StartWatch, describe_waiting, waiting_topic
 from airflow_provider_sft.progress_report import ProgressReport
 
 # From the container's end to the pod's, where no side-car keeps it: the kubelet adds why it ended.
@@ -65,10 +65,12 @@ class PodWatch:
 
     def judge(self, pod: Pod, events: Sequence[Mapping[str, Any]]) -> TrainingFailure | None:
         """What makes further waiting for a pending pod useless."""
-        waiting_for = describe_waiting(pod, self._container)
-        if waiting_for != self._waiting_for:
-            self._waiting_for = waiting_for
-            self._log.info("Pod %s waits: %s", pod["metadata"]["name"], waiting_for)
+        topic = waiting_topic(pod, self._container)
+        if topic != self._waiting_for:
+            self._waiting_for = topic
+            self._log.info(
+                "Pod %s waits: %s", pod["metadata"]["name"], describe_waiting(pod, self._container)
+            )
         return self._start.judge(pod, events, time.monotonic())
 
     def window(self, container: str) -> LogWindow:

@@ -23,11 +23,18 @@ class SFTDecoratedOperator(DecoratedOperator, SFTTrainerOperator):
     shallow_copy_attrs: Sequence[str] = ("python_callable",)
 
     def execute(self, context: Context) -> Result | None:
+        self._call_function(context)
+        return SFTTrainerOperator.execute(self, context)
+
+    def look_for_room_again(self, context: Context, event: dict[str, Any]) -> Result | None:
+        self._call_function(context)
+        return SFTTrainerOperator.look_for_room_again(self, context, event)
+
+    def _call_function(self, context: Context) -> None:
         arguments = {**context, **self.op_kwargs}
         self.config = self.python_callable(
             *self.op_args, **determine_kwargs(self.python_callable, self.op_args, arguments)
         )
-        return SFTTrainerOperator.execute(self, context)
 
 
 def sft_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from airflow_provider_sft.engines.engine import Manifest
+from airflow_provider_sft.engines.kueue import queue_of
 from airflow_provider_sft.engines.nodes import describe_nodes, newest_by_rank, rank_of, runs
 from airflow_provider_sft.engines.reading import Reading, read_job
 from airflow_provider_sft.engines.registry import ENGINES_BY_KIND
@@ -48,7 +49,7 @@ def classify(job: Manifest | None, workload: Manifest | None, pods: Sequence[Pod
     reading = read_job(job)
     return (
         _ended(job, reading, workload, pods)
-        or _waiting(reading, workload)
+        or _waiting(reading, workload, queue_of(job))
         or _working(job, reading, workload, pods)
     )
 
@@ -79,7 +80,7 @@ def _lasting_failure(pods: Iterable[Pod], container: str) -> str | None:
     return None
 
 
-def _waiting(reading: Reading, workload: Manifest | None) -> JobState | None:
+def _waiting(reading: Reading, workload: Manifest | None, queue: str | None) -> JobState | None:
     evicted = is_evicted(workload)
     if evicted:
         again = describe_wait(workload) if reading.suspended else "the nodes save and end"
@@ -88,7 +89,7 @@ def _waiting(reading: Reading, workload: Manifest | None) -> JobState | None:
         return None
     if is_admitted(workload):
         return JobState(Stage.ADMITTED, describe_wait(workload))
-    return JobState(Stage.QUEUED, describe_wait(workload))
+    return JobState(Stage.QUEUED, describe_wait(workload, queue=queue))
 
 
 def _working(

@@ -29,10 +29,10 @@ def is_evicted(workload: Manifest | None) -> str | None:
     return None if find_condition(workload, "QuotaReserved") else describe_condition(back)
 
 
-def describe_wait(workload: Manifest | None) -> str:
+def describe_wait(workload: Manifest | None, *, queue: str | None = None) -> str:
     """What a suspended job waits for."""
     if workload is None:
-        return "the job is suspended, and Kueue has no Workload of it yet"
+        return f"the job is suspended{', and Kueue has no Workload of it yet' if queue else ''}"
     if is_admitted(workload):
         return "admitted, and about to be resumed"
     if find_condition(workload, "QuotaReserved"):

@@ -22,6 +22,7 @@ from airflow_provider_sft.links import ModelLink, ReportLink, TrackerLink
 from airflow_provider_sft.pod_claim import CONFIG_ANNOTATION, RUN_ID_ANNOTATION, digest_config
 from airflow_provider_sft.pod_request import PodNeeds, lay_under
 from airflow_provider_sft.pod_run import PodRun
+from airflow_provider_sft.quota import QuotaWait
 from airflow_provider_sft.result_report import announcing
 from airflow_provider_sft.sizing import choose_sizes
 from airflow_provider_sft.task_identity import build_run_id
@@ -142,6 +143,14 @@ class SFTTrainerOperator(ConfigField, PodRun):
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Result | None:
         with announcing(self, context):
             return super().trigger_reentry(context, event)
+
+    def look_for_room_again(self, context: Context, event: dict[str, Any]) -> Result | None:
+        """Back from the pause: the namespace's quota was full."""
+        since_s, said = event["quota_since_s"], event["quota_said"]
+        self._quota_wait = QuotaWait(self.log, self.queue_limit_s, since_s, said)
+        self.name = self._set_name(self.name)
+        with announcing(self, context):
+            return self.tune(context)
 
     def build_pod_request_obj(self, context: Context | None = None, **options: Any) -> k8s.V1Pod:
         """Builds on a copy: the parent changes the operator's fields, and a second call must give the same pod."""

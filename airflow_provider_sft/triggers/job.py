@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger
 
-from airflow_provider_sft.api_patience import api_status, describe_api_error
-from airflow_provider_sft.api_stream import fetch, send
+from airflow_provider_sft.api_patience import api_status
+from airflow_provider_sft.api_stream import fetch
 from airflow_provider_sft.engines.engine import Manifest
 from airflow_provider_sft.engines.kueue import QUEUE_GROUP, queue_of
 from airflow_provider_sft.engines.outcome import failed_exit_code, failure_of_job, first_node
@@ -30,6 +31,7 @@ from airflow_provider_sft.job_watch import JobWatch, Limits
 from airflow_provider_sft.pod_outcome import has_ended, read_result, trim_pod
 from airflow_provider_sft.progress_report import ProgressReport
 from airflow_provider_sft.triggers.kubernetes import SFTTrainerTrigger
+from airflow_provider_sft.try_claim import Deletion
 
 _NOT_FOUND = 404
 # A node that failed for good: its engine may be about to say so itself, and then the job can stay for reading.
@@ -53,10 +55,6 @@ class SFTJobTrigger(SFTTrainerTrigger):
         super().__init__(**kwargs)
         self.engine, self.limits, self.log_all_nodes = engine, dict(limits), log_all_nodes
         self._engine = find_engine(engine)
-        self._path = (
-            f"/apis/{self._engine.api_version}/namespaces/{self.pod_namespace}"
-            f"/{self._engine.plural}/{self.pod_name}"
-        )
         self._decision = JobWatch(self._engine, Limits(**self.limits), self.log)
         self._keeper = NoteKeeper(self._path, self.log)
         self._callbacks: NodeCallbacks | None = None
@@ -82,11 +80,14 @@ class SFTJobTrigger(SFTTrainerTrigger):
         if self._fired_event or getattr(self, "on_kill_action", "") == "keep_pod":  # not in all versions
             return
         self.log.info("Deleting %s %s.", self._engine.kind, self.pod_name)
-        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": self.pod_uid}}
-        try:
-            await send(self.hook, "DELETE", self._path, body)
-        except Exception as error:  # noqa: BLE001  # nobody above can do more
-            self.log.warning("The job cannot be deleted: %s", describe_api_error(error))
+        await Deletion(self.pod_uid, self.claim, self.log, foreground=True).run_async(self.hook, self._path)
+
+    @property
+    def _path(self) -> str:
+        return (
+            f"/apis/{self._engine.api_version}/namespaces/{self.pod_namespace}"
+            f"/{self._engine.plural}/{self.pod_name}"
+        )
 
     async def cleanup(self) -> None:
         """Before Airflow 3.3 nobody calls `on_kill`: a task that is deferred no more was ended by a person."""
@@ -162,7 +163,9 @@ class SFTJobTrigger(SFTTrainerTrigger):
         if view.refusal:
             return _given_up(LaunchFailure(f"Airflow may not watch {self._engine.plural}: {view.refusal}."))
         job, state = view.job, view.classify()
-        self._decision.see(self.pod_name, state, job, view.pods)
+        full = await self._find_full_quota(state, job)
+        state = replace(state, reason=f"the namespace's quota has no room: {full}") if full else state
+        self._decision.see(self.pod_name, state, job, view.pods, waits_for_quota=bool(full))
         if job is None:
             return {"status": "gone"}
         if state.stage in (Stage.SUCCEEDED, Stage.FAILED):
@@ -171,6 +174,20 @@ class SFTJobTrigger(SFTTrainerTrigger):
             return _given_up(failure)
         await self._keeper.save_at_times(self.hook, self._note)
         return None
+
+    async def _find_full_quota(self, state: JobState, job: Manifest | None) -> str:
+        """What the engine was told when it last made a pod of this job, while one is missing."""
+        is_starting = state.stage in (Stage.STARTING, Stage.RESTARTING)
+        if job is None or not is_starting or len(self._view.pods) >= read_job(job).num_nodes:
+            return ""
+        refusals = [
+            event
+            for event in await self._read_events(reason="FailedCreate")
+            if event["involvedObject"]["name"].startswith(self.pod_name)
+            and "exceeded quota" in event.get("message", "")
+        ]
+        newest = max(refusals, key=lambda event: str(event.get("lastTimestamp")), default={"message": ""})
+        return str(newest["message"]).partition("exceeded quota: ")[2]
 
     async def _find_obstacle(self, state: JobState, job: Manifest) -> TrainingFailure | None:
         """What makes further waiting useless."""

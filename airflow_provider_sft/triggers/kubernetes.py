@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
+from airflow.providers.common.compat.sdk import AirflowException
 from airflow.triggers.base import TriggerEvent
 
 from airflow_provider_sft.api_patience import (
@@ -17,16 +18,17 @@ from airflow_provider_sft.api_patience import (
     describe_api_error,
     is_passing,
 )
+from airflow_provider_sft.api_stream import fetch, stream_lines
 from airflow_provider_sft.log_bookmark import Bookmark, read_bookmark
-from airflow_provider_sft.pod_outcome import Pod, find_disruption, to_plain, trim_pod
+from airflow_provider_sft.pod_outcome import Pod, find_disruption, trim_pod
 from airflow_provider_sft.pod_start import StartWatch
 from airflow_provider_sft.pod_watch import PodWatch
+from airflow_provider_sft.try_claim import Deletion
 
 _FORBIDDEN, _NOT_FOUND, _UNAUTHORIZED = 403, 404, 401
 # The triggerer has the credentials of the moment of deferral; the worker reads them anew.
 _UNAUTHORIZED_PATIENCE_S = 15.0
 _LOG_TIMEOUT_S = 60
-_MULTIPLE_CHOICES = 300  # the first status that is no success
 
 
 class SFTTrainerTrigger(KubernetesPodTrigger):
@@ -36,11 +38,12 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
     `failed` (it cannot start), `timeout` (of the task), `error` (the API server is away: the worker decides).
 
     :param pod_uid: another pod of the same name is not ours
+    :param claim: of the try that deferred; what a later try has taken over is left alone
     """
 
-    def __init__(self, *, pod_uid: str, **kwargs: Any) -> None:
+    def __init__(self, *, pod_uid: str, claim: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.pod_uid = pod_uid
+        self.pod_uid, self.claim = pod_uid, claim
         self._events_allowed = self._log_allowed = True
         self._patience = Patience(self.log)
         start = StartWatch(self.base_container_name, self.schedule_timeout, self.startup_timeout)
@@ -50,7 +53,11 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         _, kwargs = super().serialize()
-        return f"{type(self).__module__}.{type(self).__qualname__}", {**kwargs, "pod_uid": self.pod_uid}
+        return f"{type(self).__module__}.{type(self).__qualname__}", {
+            **kwargs,
+            "pod_uid": self.pod_uid,
+            "claim": self.claim,
+        }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         started_s = time.monotonic()
@@ -60,6 +67,8 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
             event = await self._follow()
         except ApiAwayError as error:
             event = {"status": "error", "message": str(error)}
+        except AirflowException as error:  # the hook's, before it asks the API anything
+            event = {"status": "error", "is_lasting": True, "message": _describe_connection(error)}
         except Exception as error:
             self.log.exception("The triggerer lost pod %s", self.pod_name)
             event = {"status": "error", "message": describe_api_error(error)}
@@ -69,6 +78,7 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
                 "name": self.pod_name,
                 "namespace": self.pod_namespace,
                 "uid": self.pod_uid,
+                "claim": self.claim,
                 "progress": self._watch.report.last,
                 "log_read_until": self._window.read_until,
                 "watched_s": time.monotonic() - started_s,
@@ -76,6 +86,19 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
                 **event,
             }
         )
+
+    async def on_kill(self) -> None:
+        """A person ended the deferred task: the pod gets SIGTERM and saves."""
+        if self._fired_event or getattr(self, "on_kill_action", "") == "keep_pod":  # not in all versions
+            return
+        self.log.info("Deleting %s.", self._path.rpartition("/")[2])
+        await Deletion(self.pod_uid, self.claim, self.log, self.termination_grace_period).run_async(
+            self.hook, self._path
+        )
+
+    @property
+    def _path(self) -> str:
+        return f"/api/v1/namespaces/{self.pod_namespace}/pods/{self.pod_name}"
 
     async def _follow(self) -> dict[str, Any]:
         try:
@@ -122,7 +145,7 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
     async def _read(self) -> Pod | None:
         while True:
             try:
-                pod: Pod = to_plain(await self.hook.get_pod(name=self.pod_name, namespace=self.pod_namespace))
+                pod: Pod = await fetch(self.hook, self._path)
             except Exception as error:  # noqa: BLE001  # told apart by its status
                 if api_status(error) == _NOT_FOUND:
                     return None
@@ -141,18 +164,20 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
                 raise ApiAwayError(f"The Kubernetes API refuses the credentials: {describe_api_error(error)}")
         await asyncio.sleep(pause_s)
 
-    async def _read_events(self, pod_name: str = "") -> list[dict[str, Any]]:
+    async def _read_events(self, pod_name: str = "", *, reason: str = "") -> list[dict[str, Any]]:
+        """:param reason: of the events of any object; else those of one pod"""
         if not self._events_allowed:
             return []
         try:
-            events = await self.hook.get_pod_events(
-                name=pod_name or self.pod_name, namespace=self.pod_namespace
-            )
+            of_pod = f"involvedObject.name={pod_name or self.pod_name}"
+            query = {"fieldSelector": f"reason={reason}" if reason else of_pod}
+            events = await fetch(self.hook, f"/api/v1/namespaces/{self.pod_namespace}/events", query)
         except Exception as error:  # noqa: BLE001  # events explain; nothing depends on them
             self._events_allowed = api_status(error) != _FORBIDDEN
             self.log.warning("The pod's events cannot be read: %s", describe_api_error(error))
             return []
-        return [to_plain(event) for event in events.items]
+        found: list[dict[str, Any]] = events["items"]
+        return found
 
     async def _read_log(self) -> bool:
         """False where the log could not be read: the next read brings what is missing."""
@@ -170,21 +195,15 @@ class SFTTrainerTrigger(KubernetesPodTrigger):
 
     async def _fetch_log(self, since_seconds: int | None) -> list[str]:
         """The hook's own `read_logs` takes the text of a refusal for the pod's log."""
-        from kubernetes_asyncio.client import ApiException, CoreV1Api
+        query = {"container": self.base_container_name, "timestamps": "true"}
+        if since_seconds is not None:
+            query["sinceSeconds"] = str(since_seconds)
+        lines = stream_lines(self.hook, f"{self._path}/log", query, idle_timeout_s=_LOG_TIMEOUT_S)
+        return [line async for line in lines]
 
-        window = {} if since_seconds is None else {"since_seconds": since_seconds}
-        async with self.hook.get_conn() as connection:
-            response = await CoreV1Api(connection).read_namespaced_pod_log(
-                self.pod_name,
-                self.pod_namespace,
-                container=self.base_container_name,
-                timestamps=True,
-                _preload_content=False,
-                _request_timeout=_LOG_TIMEOUT_S,
-                **window,
-            )
-            body = await response.read()
-        if response.status >= _MULTIPLE_CHOICES:
-            raise ApiException(status=response.status, reason=response.reason)
-        text = body.decode(errors="replace").rstrip("\n")
-        return text.split("\n") if text else []
+
+def _describe_connection(error: Exception) -> str:
+    return (
+        f"The triggerer cannot use the Kubernetes connection: {error} Where KUBECONFIG is set, the connection must not "
+        "name another configuration (kube_config_path). Keep one of them."
+    )

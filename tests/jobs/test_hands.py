@@ -301,3 +301,62 @@ def test_trigger_does_not_follow_another_job_of_the_same_name(desk, cluster):
     job = make_job(desk)
     job["metadata"]["uid"] = "another"
     assert asyncio.run(first_event(make_trigger(desk, job)))["status"] == "gone"
+
+
+FULL = (
+    'Error creating: pods "tune-x" is forbidden: exceeded quota: team-gpus, requested: requests.nvidia.com/gpu=1, '
+    "used: requests.nvidia.com/gpu=8, limited: requests.nvidia.com/gpu=8"
+)
+
+
+def refuse_pods(desk, job_name):
+    """What the Job controller says where the namespace's quota is full."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    of = {"kind": "Job", "apiVersion": "batch/v1", "namespace": "default", "name": job_name}
+    event = {
+        "metadata": {"name": f"{job_name}.1", "namespace": "default"},
+        "involvedObject": of,
+        "reason": "FailedCreate",
+        "type": "Warning",
+        "message": FULL,
+        "lastTimestamp": now,
+    }
+    desk.core().create_namespaced_event("default", event)
+
+
+@MODES
+def test_quota_that_keeps_a_jobs_pods_out_is_waited_for_past_the_time_to_start(desk, deferrable):
+    from kubernetes import client
+
+    run = desk.stand_in(deferrable=deferrable, engine="job", stand_in_steps=3, startup_timeout_seconds=3)
+    batch = client.BatchV1Api(desk.core().api_client)
+    (job,) = wait_until(lambda: batch.list_namespaced_job("default").items)
+    refuse_pods(desk, job.metadata.name)
+    run.wait_for_log("the namespace's quota has no room: team-gpus, requested: requests.nvidia.com/gpu=1")
+    time.sleep(5)
+    run.kill()
+    assert "given up" not in run.log
+
+
+@MODES
+def test_quota_of_jobs_is_waited_for_and_costs_no_retry(desk, deferrable):
+    full = 'jobs.batch "x" is forbidden: exceeded quota: jobs, requested: count/jobs.batch=1, used: count/jobs.batch=2'
+    desk.kube.inject(faults.HttpError(path="/jobs", method="POST", status=403, message=full, times=2))
+    with Controllers(desk.kube, "job"):
+        outcome, task = tune(desk.stand_in(deferrable=deferrable, engine="job", stand_in_steps=3, retries=0))
+    assert (task.state, task.try_number) == ("success", 1), outcome.log
+    assert outcome.log.count("this task waits for it") == 1
+
+
+def test_worker_that_was_cut_off_leaves_the_job_to_the_try_that_took_it_over(desk, cluster):
+    run = desk.stand_in(deferrable=False, **JOBSET, stand_in_steps=3000, retries=1)
+    run.wait_for_log("step 5/3000")
+
+    def take_over(job):
+        job["metadata"]["annotations"]["airflow-provider-sft/claimed-by"] = "a later try"
+
+    cluster.change("JobSet", take_over)
+    run.terminate()
+    run.wait_for_log("A later try has taken over")
+    assert "deletionTimestamp" not in cluster.jobs()[0]["metadata"]
+    run.kill()

@@ -32,6 +32,7 @@ from airflow_provider_sft.operators import SFTTrainerOperator
 class TestOperator(SFTTrainerOperator):
     # The test cluster mounts under its own directories alone.
     CONFIG_DIRECTORY = {config_directory!r}
+    quota_pause_s = 0.5
 
 with DAG("tune_dag", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
     TestOperator(task_id="tune", {parameters})

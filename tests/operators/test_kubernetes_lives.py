@@ -11,7 +11,7 @@ import pytest
 from airflow_provider_sft.triggers.kubernetes import SFTTrainerTrigger
 from tests.kube import faults
 from tests.kube.airflow_two import IS_AIRFLOW_TWO
-from tests.operators.cluster import MODES, tune
+from tests.operators.cluster import CONFIG, MODES, tune
 
 # How far it came is in the failure's sentence, which Airflow 2 leaves no time for.
 IT_REACHED = "" if IS_AIRFLOW_TWO else r" It reached step \d+"
@@ -338,3 +338,103 @@ def test_links_are_xcoms_that_the_ui_reads(desk, deferrable):
     assert task.xcoms["_link_ModelLink"] == "https://files.example.com/data/output/final"
     assert task.xcoms["_link_TrackerLink"] == ""
     assert "Failed to push an xcom" not in outcome.log
+
+
+LONG = {**CONFIG, "exp_metadata": {"note": "x" * 120_000}}
+FULL = (
+    'pods "tune-x" is forbidden: exceeded quota: team-gpus, requested: requests.nvidia.com/gpu=1, '
+    "used: requests.nvidia.com/gpu=8, limited: requests.nvidia.com/gpu=8"
+)
+
+
+@MODES
+def test_full_quota_is_waited_for_in_the_apis_words_and_costs_no_retry(desk, deferrable):
+    desk.kube.inject(faults.HttpError(path="/pods", method="POST", status=403, message=FULL, times=3))
+    outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_steps=3, retries=0))
+    assert (task.state, task.try_number) == ("success", 1), outcome.log
+    assert (
+        outcome.log.count('this task waits for it: pods "tune-x" is forbidden: exceeded quota: team-gpus')
+        == 1
+    )
+    assert desk.counts == (1, 1)
+
+
+@MODES
+def test_quota_that_stays_full_fails_the_task_when_schedule_timeout_is_over(desk, deferrable):
+    desk.kube.inject(faults.HttpError(path="/pods", method="POST", status=403, message=FULL, times=99))
+    outcome, task = tune(
+        desk.stand_in(deferrable=deferrable, stand_in_steps=3, schedule_timeout_seconds=2, retries=0)
+    )
+    assert task.state == "failed", outcome.log
+    assert "quota had no room for" in outcome.log
+    assert "limited: requests.nvidia.com/gpu=8" in outcome.log
+
+
+def test_refusal_that_is_no_quota_fails_at_once_and_leaves_no_config_map(desk):
+    refusal = 'pods "x" is forbidden: minimum memory usage per Container is 1Gi'
+    desk.kube.inject(faults.HttpError(path="/pods", method="POST", status=403, message=refusal, times=1))
+    outcome, task = tune(desk.stand_in(deferrable=False, stand_in_steps=3, config=LONG, retries=1))
+    assert (task.state, task.try_number) == ("failed", 1), outcome.log
+    assert "minimum memory usage per Container" in outcome.log
+    assert desk.config_maps() == []
+
+
+def test_worker_that_was_cut_off_leaves_the_pod_to_the_try_that_took_it_over(desk):
+    run = desk.stand_in(deferrable=False, stand_in_steps=3000, stand_in_on_term="save", retries=1)
+    wait_for_line(run, "step 5/3000")
+    (pod,) = desk.kube.pods()
+    mark = {"metadata": {"annotations": {"airflow-provider-sft/claimed-by": "a later try"}}}
+    desk.core().patch_namespaced_pod(pod["metadata"]["name"], pod["metadata"]["namespace"], mark)
+    run.terminate()
+    wait_for_line(run, "is left to the later try that follows it")
+    (left,) = desk.kube.pods()
+    assert (left["metadata"]["uid"], "deletionTimestamp" in left["metadata"]) == (
+        pod["metadata"]["uid"],
+        False,
+    )
+    run.kill()
+
+
+def test_pod_that_is_found_again_belongs_to_the_new_try(desk):
+    run = desk.stand_in(deferrable=False, stand_in_steps=300, retries=1)
+    wait_for_line(run, "step 5/300")
+    (pod,) = desk.kube.pods()
+    first = pod["metadata"]["annotations"]["airflow-provider-sft/claimed-by"]
+    run.kill()
+    again = desk.airflow.resume(run)
+    wait_for_line(again, "this try follows it")
+    wait_for_line(again, "step ")
+    second = desk.kube.pods()[0]["metadata"]["annotations"]["airflow-provider-sft/claimed-by"]
+    outcome, task = tune(again)
+    assert (task.state, first != second) == ("success", True), outcome.log
+
+
+@MODES
+def test_pod_that_ended_with_0_and_left_no_result_stays_for_reading(desk, deferrable):
+    run = desk.stand_in(deferrable=deferrable, cmds=["python3", "-c", "print('done')"])
+    outcome, task = tune(run)
+    assert task.state == "failed", outcome.log
+    assert "left no result" in outcome.log
+    assert [pod["status"]["phase"] for pod in desk.kube.pods()] == ["Succeeded"]
+
+
+@MODES
+def test_image_that_cannot_be_pulled_for_a_while_is_one_line(desk, deferrable):
+    desk.kube.inject(faults.ImagePullError(status=503, for_s=4))
+    outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_steps=3))
+    assert task.state == "success", outcome.log
+    said = [line for line in outcome.log.splitlines() if "waits: the image cannot be pulled yet" in line]
+    assert len(said) == 1
+    assert "Back-off" not in outcome.log
+
+
+@MODES
+def test_api_outage_is_one_line_when_it_begins_and_one_when_it_ends(desk, deferrable):
+    run = desk.stand_in(deferrable=deferrable, stand_in_steps=200)
+    wait_for_line(run, "step 5/200")
+    desk.kube.inject(faults.CutConnection(times=6, executed=False))
+    outcome, task = tune(run)
+    assert task.state == "success", outcome.log
+    assert (outcome.log.count("The Kubernetes API failed"), outcome.log.count("answers again")) == (1, 1)
+    assert "Retrying (" not in outcome.log
+    assert "Unclosed" not in outcome.log
