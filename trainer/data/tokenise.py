@@ -53,8 +53,8 @@ class Tokeniser:
             for index in np.flatnonzero(~kept):
                 self.dropped.add(self._reason(encoded, int(index), blank), chunk.where(int(index)))
             for index in unanswered:
-                if kept[index]:
-                    self.dropped.add_unanswered(chunk.where(index))
+                if kept[int(index)]:
+                    self.dropped.add_unanswered(chunk.where(int(index)))
             yield chunk, encoded, kept
 
     def _encode(
