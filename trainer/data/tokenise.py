@@ -52,9 +52,9 @@ class Tokeniser:
             kept = (encoded.trained_counts() > 0) & (encoded.whole_lengths <= (self.longest or np.inf))
             for index in np.flatnonzero(~kept):
                 self.dropped.add(self._reason(encoded, int(index), blank), chunk.where(int(index)))
-            for index in unanswered:
-                if kept[int(index)]:
-                    self.dropped.add_unanswered(chunk.where(int(index)))
+            for row in unanswered:
+                if kept[row]:
+                    self.dropped.add_unanswered(chunk.where(int(row)))
             yield chunk, encoded, kept
 
     def _encode(
