@@ -124,7 +124,7 @@ class Attempt:
         self.run_dir.record(self.number, "started", gpus=launch.gpus, world_size=launch.world_size)
         try:
             facts = self._find_trained() or self._train(launch)
-            result = succeeded_result("Tuned.", **self._facts(started, facts))
+            result = succeeded_result(_reason(self.settings), **self._facts(started, facts))
             with self.stop.ends_at_once():
                 finish_run(self.settings, self.run_dir.path, result)
             self._complete(result)
@@ -226,6 +226,10 @@ class Attempt:
 
 def _read_trained(settings: Settings, output_dir: Path, say: Callable[[str], None]) -> Trained | None:
     return Trained.read(output_dir, say) if asked_checkpoint(settings) is True else None
+
+
+def _reason(settings: Settings) -> str:
+    return "The data is prepared." if settings.values.get("do_dataprocessing_only") else "Tuned."
 
 
 def _describe_left(facts: Mapping[str, Any]) -> str:

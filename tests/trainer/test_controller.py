@@ -105,6 +105,32 @@ def test_a_metric_without_a_value_yet_makes_the_rule_wait(tmp_path):
     assert not bench.fire("on_log").should_training_stop
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "loss != 2.0",
+        "not loss",
+        "2.0 != loss",
+        "not (loss == 2.0)",
+        "loss not in [2.0]",
+        'loss["loss"] != 2.0',
+    ],
+)
+def test_rule_on_a_metric_without_a_value_is_not_met_and_said_once(tmp_path, rule):
+    bench = Bench(tmp_path, LOSS_BELOW_1.replace('loss["loss"] < 1.0', rule))
+    assert not bench.fire("on_log").should_training_stop
+    bench.fire("on_log")
+    bench.fire("on_train_end")
+    (notice,) = bench.notices
+    assert notice.endswith(f"at on_log never acted: a metric in its rule never had a value: {rule}")
+
+
+def test_rule_that_asks_whether_a_metric_has_a_value_is_answered(tmp_path):
+    for rule, stops in (("loss is None", True), ("loss == None", True), ("loss != None", False)):
+        bench = Bench(tmp_path, LOSS_BELOW_1.replace('loss["loss"] < 1.0', rule))
+        assert bench.fire("on_log").should_training_stop == stops
+
+
 @pytest.mark.parametrize("action", STEERING_ACTIONS)
 def test_each_switch_of_transformers_can_be_set(tmp_path, action):
     bench = Bench(tmp_path, LOSS_BELOW_1.replace("should_training_stop", action))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from airflow_provider_sft.contract.errors import ConfigError, DivergedError
 from tests import tiny
-from tests.trainer.here import train_here
+from tests.trainer.here import run_here, train_here
 from trainer.checkpoints import CheckpointStore
 from trainer.engine import LEFT_FILE
 
@@ -101,6 +101,11 @@ def test_row_that_ends_with_the_template_is_trained_and_a_notice(tmp_path, confi
     (notice,) = [sentence for sentence in notices_of(tmp_path) if "no answer" in sentence]
     assert notice.startswith("1 training rows have no answer, first ")
     assert "line 17: only the end of sequence is trained" in notice
+
+
+def test_run_that_only_prepares_data_says_so_in_its_reason(config):
+    result = run_here({**config, "do_dataprocessing_only": True})
+    assert (result["exit_code"], result["reason"]) == (0, "The data is prepared.")
 
 
 def test_summed_loss_equals_fms_hf_tunings_steps(tmp_path, config):

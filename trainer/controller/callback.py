@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partialmethod
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class _Watch:
     controller: Controller
     event: str
     count: int = 0
+    was_asked: bool = False
+    was_known: bool = False
 
     @property
     def key(self) -> str:
@@ -110,6 +113,7 @@ class ControllerCallback(TrainerCallback):
         }
         outcomes = self._agree(watches, [_evaluate(watch, metrics) for watch in watches])
         for watch, outcome in zip(watches, outcomes, strict=True):
+            watch.was_asked, watch.was_known = True, watch.was_known or outcome is not None
             if watch.is_due(outcome):
                 for action in watch.controller.actions:
                     log.log(watch.controller.log_level, "%s takes %s.", watch.key, action)
@@ -181,6 +185,12 @@ class ControllerCallback(TrainerCallback):
         self._on("on_train_end", args, state, control, **kwargs)
         # The final save follows; fms-hf-tuning tells it as an on_save of its own.
         self._on("on_save", args, state, control, is_final=True, **kwargs)
+        for watch in chain.from_iterable(self._watches.values()):
+            if watch.was_asked and not watch.was_known:
+                self._say(
+                    f"Trainer controller {watch.key} never acted: a metric in its rule never had a value: "
+                    f"{watch.controller.rule.text}"
+                )
 
     on_epoch_begin = partialmethod(_on, "on_epoch_begin")
     on_epoch_end = partialmethod(_on, "on_epoch_end")

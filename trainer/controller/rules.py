@@ -143,6 +143,22 @@ class _Evaluator(EvalWithCompoundTypes):
             self.met_none = True
         return value
 
+    def _eval_compare(self, node: ast.Compare) -> bool:
+        left, value = node.left, self._eval(node.left)
+        for how, right in zip(node.ops, node.comparators, strict=True):
+            other = self._eval(right)
+            if not (isinstance(how, ast.Is | ast.IsNot) or _is_none(left) or _is_none(right)):
+                _need(value, other)
+            if not self.operators[type(how)](value, other):
+                return False
+            left, value = right, other
+        return True
+
+    def _eval_unaryop(self, node: ast.UnaryOp) -> Any:
+        value = self._eval(node.operand)
+        _need(value)
+        return self.operators[type(node.op)](value)
+
     def _eval_subscript(self, node: ast.Subscript) -> Any:
         return self._look_up(self._eval(node.value), self._eval(node.slice), ast.unparse(node.value))
 
@@ -169,6 +185,16 @@ class _Evaluator(EvalWithCompoundTypes):
             if not holder:
                 raise _NotYetError from None
             raise RuleError(f"looks for {key!r} in {name}, which has {_list_keys(key, holder)}") from None
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _need(*values: Any) -> None:
+    """Nothing is equal or unequal to a value that is not there, nor is its contrary true."""
+    if any(value is None for value in values):
+        raise _NotYetError
 
 
 def _plain_kind(holder: dict[str, Any] | list[Any]) -> type:

@@ -86,6 +86,11 @@ class ChatTemplate:
         self._check()
         self._marked = self.source if has_generation_markers(self.source) else self._marked_like(tokenizer)
 
+    @property
+    def ends_itself(self) -> bool:
+        """Whether what it writes last is the mark that ends a turn, so that no end of sequence belongs after it."""
+        return self._frame is not None and bool(self._frame.stop)
+
     def render(self, messages: Sequence[Message], *, prompt: bool = False, **extra: Any) -> str:
         """
         :param prompt: end with what invites the assistant's answer

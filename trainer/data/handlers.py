@@ -44,12 +44,14 @@ class HandledRows:
     :param row_format: what they are then, where a handler says it
     :param max_length: a handler's own cut, in tokens
     :param longest: rows with more tokens than this are left out
+    :param ended: columns whose texts end as a chat template ends them
     """
 
     steps: list[Step] = field(default_factory=list)
     row_format: RowFormat | None = None
     max_length: int | None = None
     longest: int | None = None
+    ended: set[str] = field(default_factory=set)
 
     def run(self, chunks: Iterator[RowChunk], drop: Drop) -> Iterator[RowChunk]:
         """:param drop: hears why a row is left out, and which"""
@@ -151,6 +153,8 @@ def _apply_chat_template(
         else find_conversation(sample.rows[0], DataKeys())
     )
     template = ChatTemplate(context.tokenizer, conversation)
+    if template.ends_itself:
+        handled.ended.add(str(column))
 
     def change(chunk: RowChunk, index: int) -> Row:
         row = chunk.rows[index]

@@ -156,7 +156,8 @@ class PreparationJob:
             first = next(rows, None)
             if first is None:
                 raise DataError(f"{source} ({spec.key}): the data handlers leave out every row.")
-            row_format = choose_format(first, self.keys, self._tokenizer, self._ending.text)
+            eos = "" if self.keys.text_column in handled.ended else self._ending.text
+            row_format = choose_format(first, self.keys, self._tokenizer, eos)
             rows = chain([first], rows)
         if start is not None:
             rows = handled.run(read_source(source, start=start), dropped.add)

@@ -42,6 +42,11 @@ class DataKeys:
             "dataset_conversation_field": self.conversation_field,
         }
 
+    @property
+    def text_column(self) -> str | None:
+        """The column that is the text, where one is."""
+        return None if self.formatter_template else self.text_field or "text"
+
     def with_text_field(self, field: str) -> DataKeys:
         return replace(self, text_field=field)
 

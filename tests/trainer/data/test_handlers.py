@@ -64,7 +64,7 @@ def test_chat_template_makes_a_text_column(tmp_path, bpe):
     prepared = run(
         tmp_path, bpe, [chat], rows, dataset_text_field="t", response_template="<|im_start|>assistant\n"
     )
-    assert trained_texts(prepared, bpe) == ["a<|im_end|>\n</s>"]
+    assert trained_texts(prepared, bpe) == ["a<|im_end|>\n"]
 
 
 def test_chat_with_masking_trains_the_assistant(tmp_path, bpe):
