@@ -55,6 +55,12 @@ _HUB_OFFLINE = (
 
 
 _NO_PLACES: Mapping[str, str] = {}
+# "Using X requires the Y library", "You need to install Y", "failed to import Z from Y", a module of Y's that is not there.
+_NEEDS_PACKAGE = re.compile(
+    r"\brequires\b.*\blibrary|\b(pip )?install(ed)?\b|failed to import"
+    r"|^No module named '(?!trainer|airflow_provider_sft)",
+    re.DOTALL,
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ERRNOS: tuple[tuple[tuple[int, ...], type[SFTError], str | None], ...] = (
     ((errno.EACCES, errno.EPERM, errno.EROFS), AccessDeniedError, None),
@@ -152,7 +158,9 @@ def _from_packages(error: BaseException) -> SFTError | None:
     """A library that the config asks for and this image lacks: no retry brings it. A name that moved is our own fault."""
     if isinstance(error, ImportError) and _OUT_OF_MEMORY.search(str(error)):
         return MemoryExhaustedError(f"There is no memory for the libraries: {_one_line(error)}")
-    if isinstance(error, PackageNotFoundError) or (type(error) is ImportError and "requires" in str(error)):
+    if isinstance(error, PackageNotFoundError) or (
+        isinstance(error, ImportError | ValueError) and _NEEDS_PACKAGE.search(str(error))
+    ):
         return ConfigError(
             f"The config asks for a package that is not installed here: {_one_line(error)} Drop the key, or use an image with it."
         )

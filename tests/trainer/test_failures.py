@@ -6,6 +6,8 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from airflow_provider_sft.contract.exit_codes import ExitCode
 from trainer.failures import classify
@@ -53,3 +55,14 @@ def test_hub_out_of_reach_blames_the_model_only_where_it_is_no_directory(kind, t
     assert elsewhere.exit_code == here.exit_code == ExitCode.TRANSIENT
     assert elsewhere.reason == "'org/model' is no local directory and the Hub cannot be reached."
     assert "the config asks something of it, such as push_to_hub: no network" in here.reason
+
+
+@pytest.mark.parametrize("optimizer", [each.value for each in OptimizerNames])
+def test_optimizer_whose_package_is_missing_is_the_configs_mistake(optimizer, tmp_path):
+    arguments = TrainingArguments(
+        str(tmp_path), optim=optimizer, optim_target_modules="all-linear", use_cpu=True
+    )
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(2, 2))
+    except Exception as error:  # noqa: BLE001  # of whatever class the library chose
+        assert classify(error, model="m").exit_code == ExitCode.CONFIG
