@@ -129,9 +129,9 @@ def train(channel: RankChannel, order: RunOrder, stop: StopSignal) -> dict[str, 
 
 
 def prepare_rows(settings: Settings, tokenizer: Any, digests: Digests, channel: RankChannel) -> PreparedData:
-    """The data, with a notice where little of it is used."""
+    """The data, with a notice where little of it, or not all of a data_config, is used."""
     data = prepare_data(settings, tokenizer, digests=digests, say=log.info, beat=channel.beat)
-    for sentence in describe_losses(data.statistics):
+    for sentence in (*data.notices, *describe_losses(data.statistics)):
         channel.notice(sentence)
     return data
 

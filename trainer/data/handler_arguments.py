@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,19 @@ _OPTIONS = (
 )
 
 
+_FN_KWARGS = {
+    name for shape in _SHAPES.values() if not shape.plain for name in (*shape.required, *shape.optional)
+}
+
+
+@dataclass(frozen=True)
+class TokenizerKwargs:
+    """:param max_length: where rows are cut, None where they are not"""
+
+    special_tokens: bool
+    max_length: int | None
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Checked arguments of one handler.
@@ -113,14 +126,41 @@ def read_arguments(spec: HandlerSpec) -> Arguments:
     check_keys(spec.arguments, (*_OPTIONS, *(names if shape.plain else ("fn_kwargs",))), key)
     own = spec.arguments if shape.plain else take(spec.arguments, "fn_kwargs", dict, {}, key)
     if not shape.plain:
-        check_keys(own, names, f"{key}.fn_kwargs")
+        stray = find_stray(spec)
+        check_keys({name: own[name] for name in own if name not in stray}, names, f"{key}.fn_kwargs")
     _check_options(spec.arguments, shape, key)
-    if options := own.get("tokenizer_kwargs"):
-        raise ConfigError(
-            f"{key}.fn_kwargs.tokenizer_kwargs is {show(options)}, which is not supported. Drop it; to cut rows set "
-            "max_length or max_seq_length."
-        )
     return Arguments(key, _read_own(own, shape, key), spec.arguments)
+
+
+def find_stray(spec: HandlerSpec) -> list[str]:
+    """The fn_kwargs that another handler reads and this one does not: fms-hf-tuning passes over them."""
+    shape, own = _SHAPES.get(spec.name), spec.arguments.get("fn_kwargs")
+    if shape is None or shape.plain or not isinstance(own, dict):
+        return []
+    return [name for name in own if name in _FN_KWARGS - {*shape.required, *shape.optional}]
+
+
+def describe_stray(specs: Iterable[HandlerSpec]) -> Iterator[str]:
+    for spec in specs:
+        for name in find_stray(spec):
+            yield f"{spec.key}: {name!r} has no effect, because {spec.name!r} does not read it. Drop it."
+
+
+def read_tokenizer_kwargs(arguments: Arguments) -> TokenizerKwargs:
+    """:raises ConfigError: another than the three, or one that stands beside tokenizer_kwargs too"""
+    key = f"{arguments.key}.fn_kwargs.tokenizer_kwargs"
+    given = arguments.get("tokenizer_kwargs", {})
+    check_keys(given, ("add_special_tokens", "max_length", "truncation"), key)
+    for name in given:
+        if name in arguments.own:
+            raise ConfigError(f"{arguments.key} has {name!r} in fn_kwargs and in tokenizer_kwargs. Keep one.")
+    max_length = take(given, "max_length", int, arguments.get("max_length"), key)
+    if max_length is not None and max_length < 1:
+        raise ConfigError(f"{key}.max_length is {max_length}. Expected 1 or more.")
+    truncates = take(given, "truncation", bool, arguments.get("truncation", True), key)
+    return TokenizerKwargs(
+        take(given, "add_special_tokens", bool, True, key), max_length if truncates else None
+    )
 
 
 def _read_own(own: Mapping[str, Any], shape: _Shape, key: str) -> dict[str, Any]:

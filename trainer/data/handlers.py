@@ -13,7 +13,7 @@ from typing import Any
 from airflow_provider_sft.contract.errors import ConfigError, DataError
 from trainer.data.chat import ChatTemplate, TemplateFailedError, says_nothing
 from trainer.data.chat_rows import ChatRows, find_conversation, nothing_rendered, read_messages
-from trainer.data.handler_arguments import TOKEN_COLUMNS, Arguments, read_arguments
+from trainer.data.handler_arguments import TOKEN_COLUMNS, Arguments, read_arguments, read_tokenizer_kwargs
 from trainer.data.json_rows import Row
 from trainer.data.keys import DataKeys
 from trainer.data.plan import HandlerSpec
@@ -107,21 +107,30 @@ def _tokenize(arguments: Arguments, sample: RowChunk, handled: HandledRows, cont
     column = arguments.column("text_column_name", sample)
     template = context.keys.response_template
     trained = f"trained after {template!r}" if template else "trained whole"
+    tokenizer_kwargs = read_tokenizer_kwargs(arguments)
     handled.row_format = TextRows(
-        read_column(column, arguments.key), f"one text a row in {column!r}, {trained}", template, ""
+        read_column(column, arguments.key),
+        f"one text a row in {column!r}, {trained}",
+        template,
+        "",
+        special_tokens=tokenizer_kwargs.special_tokens,
     )
-    truncates = arguments.get("truncation", True)
-    handled.max_length = arguments.get("max_length") if truncates else None
+    handled.max_length = tokenizer_kwargs.max_length
 
 
 def _mask_input(
     arguments: Arguments, sample: RowChunk, handled: HandledRows, context: HandlerContext
 ) -> None:
+    tokenizer_kwargs = read_tokenizer_kwargs(arguments)
+    # A tokenizer that ends texts itself does so as one of its special tokens.
+    eos = context.eos if tokenizer_kwargs.special_tokens else context.tokenizer.eos_token or ""
     handled.row_format = PairRows(
         arguments.column("input_column_name", sample),
         arguments.column("output_column_name", sample),
-        context.eos if arguments.get("add_eos_token", True) else "",
+        eos if arguments.get("add_eos_token", True) else "",
+        special_tokens=tokenizer_kwargs.special_tokens,
     )
+    handled.max_length = tokenizer_kwargs.max_length
 
 
 def _mask_chat(arguments: Arguments, sample: RowChunk, handled: HandledRows, context: HandlerContext) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from trainer.data.batching import PaddedCollator, PaddingFreeCollator
 from trainer.data.cache import DONE_FILE, prepare_once
 from trainer.data.export import export_rows
 from trainer.data.files import LocatedData, locate_data
+from trainer.data.handler_arguments import describe_stray
 from trainer.data.job import PreparationJob
 from trainer.data.keys import choose_chat_template
 from trainer.data.stream import look_at_stream, open_stream
@@ -33,6 +35,7 @@ class PreparedData:
     :param train: rows of input_ids and labels, a `datasets.Dataset` or IterableDataset
     :param validation: the same, or None
     :param collator: rows to a batch for the model
+    :param notices: for the result
     :param statistics: of the training rows; `rows_an_epoch` are what packing and weights make of them, and `validation`
         those of validation; JSON
     """
@@ -41,6 +44,7 @@ class PreparedData:
     validation: Any
     collator: PaddingFreeCollator | PaddedCollator
     statistics: Mapping[str, Any]
+    notices: tuple[str, ...] = ()
 
 
 def prepare_data(
@@ -86,7 +90,8 @@ def prepare_data(
             say("dataset_num_proc has no effect: rows are prepared on all cores that the container has.")
         if values.get("do_dataprocessing_only"):
             export_rows(job, root / job.key, settings, say)
-    return prepared
+    handlers = chain.from_iterable(spec.handlers or () for spec in located.plan.datasets)
+    return replace(prepared, notices=tuple(describe_stray(handlers)))
 
 
 def choose_collator(

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError
+from tests.trainer.data.kinds import KINDS
 from tests.trainer.data.preparing import prepare, trained_texts, write_rows
+from trainer.data.handler_arguments import _SHAPES
 
 ROWS = [{"q": "two and two", "a": "four", "n": [1, 2]}, {"q": "one and one and one", "a": "three", "n": [1]}]
 
@@ -139,11 +141,103 @@ WRONG = {
         r"template names 'z', and the rows have 'q', 'a', 'n'",
     ),
     "tokenizer_kwargs": (
-        [handler("tokenize", text_column_name="q", tokenizer_kwargs={"add_special_tokens": False})],
-        r"tokenizer_kwargs is {'add_special_tokens': False}, which is not supported",
+        [handler("tokenize", text_column_name="q", tokenizer_kwargs={"padding": True})],
+        r"fn_kwargs.tokenizer_kwargs has the unknown key 'padding'",
     ),
     "vision": ([handler("prepare_multimodal_data_processor")], r"only text is trained here"),
 }
+
+
+PAIR = {"input_column_name": "q", "output_column_name": "a"}
+WRITES = {"formatted_text_column_name": "text"}
+# Arguments of a handler, and one of them otherwise.
+OTHERWISE = [
+    ("tokenize", {"text_column_name": "q"}, {"text_column_name": "a"}),
+    ("tokenize", {"text_column_name": "q"}, {"max_length": 3}),
+    ("tokenize", {"text_column_name": "q", "max_length": 3}, {"truncation": False}),
+    ("tokenize", {"text_column_name": "q"}, {"tokenizer_kwargs": {"add_special_tokens": False}}),
+    ("tokenize", {"text_column_name": "q"}, {"tokenizer_kwargs": {"max_length": 3, "truncation": True}}),
+    ("tokenize_and_apply_input_masking", PAIR, {"input_column_name": "a"}),
+    ("tokenize_and_apply_input_masking", PAIR, {"output_column_name": "q"}),
+    ("tokenize_and_apply_input_masking", PAIR, {"add_eos_token": False}),
+    ("tokenize_and_apply_input_masking", PAIR, {"tokenizer_kwargs": {"add_special_tokens": False}}),
+    ("tokenize_and_apply_input_masking", PAIR, {"tokenizer_kwargs": {"max_length": 12}}),
+    ("tokenize_and_apply_chat_template_with_masking", {}, {"max_seq_length": 12}),
+    ("tokenize_and_apply_chat_template_with_masking", {}, {"conversation_column": "talk"}),
+    ("apply_custom_jinja_template", {**WRITES, "template": "{{q}}"}, {"template": "{{a}}"}),
+    ("apply_custom_jinja_template", {**WRITES, "template": "{{q}}"}, {"formatted_text_column_name": "t"}),
+    ("apply_tokenizer_chat_template", WRITES, {"formatted_text_column_name": "t"}),
+    ("apply_tokenizer_chat_template", WRITES, {"conversation_column_name": "talk"}),
+    (
+        "duplicate_columns",
+        {"existing_column_name": "q", "new_column_name": "t"},
+        {"existing_column_name": "a"},
+    ),
+    ("duplicate_columns", {"existing_column_name": "q", "new_column_name": "t"}, {"new_column_name": "z"}),
+    ("skip_samples_with_large_columns", {"column_name": "q", "max_allowed_length": 12}, {"column_name": "a"}),
+    (
+        "skip_samples_with_large_columns",
+        {"column_name": "q", "max_allowed_length": 12},
+        {"max_allowed_length": 99},
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def beginning():
+    """A tokenizer that begins each text with a special token."""
+    return KINDS["sentencepiece_bpe"]()
+
+
+def tokens_of(tmp_path, tokenizer, name, fn_kwargs):
+    """What comes out of a handler, its columns as text, or the error."""
+    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so it is"}]
+    rows = [{**row, "messages": turns, "talk": [*turns, *turns]} for row in ROWS]
+    use = {"duplicate_columns": "t", "skip_samples_with_large_columns": "q"}.get(name)
+    ends = [handler("tokenize", text_column_name=use)] if use else []
+    config = {"dataset_text_field": "text"} if "formatted_text_column_name" in fn_kwargs else {}
+    try:
+        prepared = run(tmp_path, tokenizer, [handler(name, **fn_kwargs), *ends], rows, **config)
+    except (ConfigError, DataError) as error:
+        return str(error)
+    return [(row["input_ids"].tolist(), row["labels"].tolist()) for row in prepared.train]
+
+
+@pytest.mark.parametrize(("name", "fn_kwargs", "change"), OTHERWISE)
+def test_argument_of_a_handler_changes_what_comes_out(tmp_path, beginning, name, fn_kwargs, change):
+    before = tokens_of(tmp_path, beginning, name, fn_kwargs)
+    assert isinstance(before, list)
+    assert tokens_of(tmp_path, beginning, name, {**fn_kwargs, **change}) != before
+
+
+def test_every_argument_that_a_handler_accepts_is_shown_to_change_something():
+    accepted = {
+        (name, argument)
+        for name, shape in _SHAPES.items()
+        for argument in (*shape.required, *shape.optional)
+        if not shape.plain  # the four of these are in test_columns_are_renamed_duplicated_selected_and_removed
+    }
+    assert {(name, argument) for name, _, change in OTHERWISE for argument in change} == accepted
+
+
+def test_tokenizer_kwargs_leave_out_special_tokens_and_cut_as_fms_hf_tuning_does(tmp_path, beginning):
+    (whole, *_), (bare, *_), (cut, *_) = (
+        tokens_of(
+            tmp_path, beginning, "tokenize_and_apply_input_masking", {**PAIR, "tokenizer_kwargs": kwargs}
+        )
+        for kwargs in ({}, {"add_special_tokens": False}, {"max_length": 14, "truncation": True})
+    )
+    assert bare[0] == whole[0][1:]
+    assert cut == (whole[0][:14], whole[1][:14])
+
+
+def test_argument_of_another_handler_is_a_notice_and_changes_nothing(tmp_path, bpe):
+    """As in fms-hf-tuning's own dataset_with_custom_split.yaml."""
+    stray = {**MASK["arguments"]["fn_kwargs"], "formatted_text_column_name": "formatted"}
+    prepared = run(tmp_path, bpe, [handler(MASK["name"], "all", **stray)])
+    assert trained_texts(prepared, bpe) == [" four</s>", " three</s>"]
+    (notice,) = prepared.notices
+    assert "data_handlers[0]: 'formatted_text_column_name' has no effect" in notice
 
 
 @pytest.mark.parametrize("mistake", sorted(WRONG))
