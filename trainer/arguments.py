@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -68,7 +69,9 @@ def build_training_args(settings: Settings, order: RunOrder) -> SFTConfig:
         options["eval_strategy"] = "epoch"
     _compile_for_every_length(settings)
     try:
-        args = SFTConfig(**options)
+        with warnings.catch_warnings():  # which of its keys transformers renames is ours to follow
+            warnings.simplefilter("ignore", FutureWarning)
+            args = SFTConfig(**options)
     except (ValueError, TypeError) as error:
         raise wrong_config(error) from error
     if given.get("fsdp") and args.world_size == 1:

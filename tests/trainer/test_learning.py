@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,12 @@ def test_gradient_that_dropout_drives_to_zero_is_not_blamed_on_the_learning_rate
     with pytest.raises(DivergedError, match="The gradient is 0 at step") as caught:
         train_here(dropped, tmp_path / "scratch")
     assert "lora_dropout" in caught.value.advice
+
+
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "gradient_checkpointing_kwargs"])
+def test_key_that_transformers_renames_leaves_no_warning_in_the_log(tmp_path, config, key):
+    value = {"use_reentrant": False} if key.endswith("kwargs") else True
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", FutureWarning)
+        train_here({**config, key: value, "do_dataprocessing_only": True}, tmp_path / "scratch")
+    assert not [warning for warning in said if "is deprecated" in str(warning.message)]
