@@ -37,7 +37,7 @@ from trainer.nodes import read_nodes
 from trainer.outcome import failed_result, succeeded_result
 from trainer.ownership import Action, decide_owner
 from trainer.paths import check_inputs_stay, prove_places
-from trainer.preflight import check_request, check_room
+from trainer.preflight import check_export, check_request, check_room
 from trainer.progress import read_step
 from trainer.rank import ParentChannel, RankOutcome, RunOrder
 from trainer.resume_choice import asked_checkpoint, choose_checkpoint
@@ -63,6 +63,7 @@ def tune(config: Config, environ: Mapping[str, str], scratch_dir: Path, stop: St
     run_dir = RunDir(Path(settings.values["output_dir"]))
     check_request(settings, environ)
     check_model(settings.values, environ)
+    check_export(settings)
     digests = Digests.read(run_dir.path, lambda: _end_if_asked(stop))
     located = locate_data(settings.values, environ, digests)
     check_inputs_stay(settings.values, [file for source in located.sources for file in source.files])

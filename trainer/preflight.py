@@ -10,8 +10,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from airflow_provider_sft.contract.errors import ConfigError, MemoryExhaustedError, StorageFullError
+from airflow_provider_sft.contract.base_model import find_base
+from airflow_provider_sft.contract.errors import (
+    ConfigError,
+    ExportError,
+    MemoryExhaustedError,
+    StorageFullError,
+)
 from airflow_provider_sft.contract.estimate import Estimate, describe_bytes, estimate_run
+from airflow_provider_sft.contract.export_request import find_base_obstacle
 from airflow_provider_sft.contract.extras import find_missing_extras
 from airflow_provider_sft.contract.settings import Settings
 from trainer.cgroup import memory_limit_bytes
@@ -34,6 +41,18 @@ def check_request(settings: Settings, environ: Mapping[str, str]) -> None:
     if file := values.get("trainer_controller_config_file"):
         evaluates = bool(values.get("validation_data_path") or values.get("data_config_path"))
         read_controller_plan(Path(file), evaluates=evaluates)
+
+
+def check_export(settings: Settings) -> None:
+    """Prove that some release of vLLM can take the adapter, where the base model's config.json is at hand.
+
+    :raises ExportError: none can
+    """
+    values = settings.values
+    revision = (values.get("model_init_kwargs") or {}).get("revision")
+    base = find_base({"base_model_name_or_path": values["model_name_or_path"], "revision": revision})
+    if base is not None and (obstacle := find_base_obstacle(dict(values), base)):
+        raise ExportError(obstacle)
 
 
 def check_room(

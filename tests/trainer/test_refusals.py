@@ -11,8 +11,11 @@ import time
 import pytest
 
 from airflow_provider_sft.contract.errors import ConfigError, DataError, DivergedError
+from airflow_provider_sft.contract.settings import resolve_config
+from tests.trainer.export.adapters import save_base
 from tests.trainer.here import run_here, train_here
 from tests.trainer.test_lock import holding
+from trainer.preflight import check_export
 
 
 def test_wrong_config_ends_64_without_importing_torch(tmp_path, lora_config):
@@ -34,6 +37,20 @@ def test_missing_model_ends_66_before_anything_is_written(lora_config, tmp_path)
     assert result["exit_code"] == 66
     assert f"model_name_or_path '{tmp_path / 'nowhere'}' does not exist" in result["reason"]
     assert not (tmp_path / "out").exists()
+
+
+def test_export_that_no_vllm_takes_on_gpt2_ends_69_before_a_rank_starts(lora_config, tmp_path):
+    config = lora_config | {"model_name_or_path": str(save_base(tmp_path / "gpt2", "gpt2"))}
+    asked = config | {"lora_post_process_for_vllm": True}
+    result = run_here(asked)
+    assert result["exit_code"] == 69
+    assert (
+        "no measured release of vLLM takes this adapter: vLLM takes no LoRA for GPT2LMHeadModel"
+        in result["reason"]
+    )
+    assert "Set vllm_export to 'merged'" in result["advice"]
+    assert not (tmp_path / "out").exists()
+    check_export(resolve_config(asked | {"vllm_export": "merged"}))
 
 
 def test_missing_data_ends_66(lora_config, tmp_path):
