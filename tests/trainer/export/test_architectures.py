@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from airflow_provider_sft.contract.vllm import judge_adapter
 from tests.trainer.export.adapters import VOCABULARY, Saved, assert_same_weights, load_weights, outcomes
 from trainer.export import export_for_vllm
+from trainer.pretrained import load_whole_model
 
 _SHAPE = {
     "vocab_size": VOCABULARY,
@@ -107,3 +109,40 @@ def test_lora_on_query_rows_of_llama4_is_called_wrong(tuned):
     (verdict,) = (v for v in judge_adapter(saved.directory) if v["releases"].endswith("0.33"))
     assert verdict["verdict"] == "loads_wrong"
     assert "Llama 4's q_proj" in verdict["reason"]
+
+
+_VISION = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+           "image_size": 16, "patch_size": 4, "vision_output_dim": 16, "projector_input_dim": 16,
+           "projector_output_dim": 16}  # fmt: skip
+_TEXT_ROOT = re.compile(r"^(?=model\.|lm_head)")
+_QUERY = "language_model.model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "llama4"])
+def test_a_multimodal_base_with_the_hubs_names_merges_as_peft_merges_it(kind, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    text = _SHAPE | {"num_local_experts": 4, "intermediate_size_mlp": 24, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(kind, text_config=text, vision_config=_VISION, mm_tokens_per_image=4)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "base")
+    on_disk = load_weights(tmp_path / "base")
+    assert "language_model.model.layers.1.self_attn.q_proj.weight" in on_disk
+    model = get_peft_model(
+        load_whole_model(str(tmp_path / "base")).float(), LoraConfig(target_modules=r".*layers.*[qv]_proj")
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.2
+    model.save_pretrained(tmp_path / "adapter")
+    merged = export_for_vllm(tmp_path / "adapter", num_new_tokens=0, mode="merged").model_path
+    model.merge_and_unload().save_pretrained(tmp_path / "peft")
+    # PEFT's merge is of the class that was trained, the text-only one of Llama 4: the other tensors are the base's.
+    tuned = {
+        _TEXT_ROOT.sub("language_model.", name): tensor
+        for name, tensor in load_weights(tmp_path / "peft").items()
+    }
+    assert_same_weights(load_weights(merged), on_disk | tuned)
+    assert not torch.equal(on_disk[_QUERY], tuned[_QUERY])
