@@ -49,9 +49,19 @@ def read_tensor_file(path: Path) -> TensorFile:
                 raise ExportError(f"{path} is no safetensors file, or is cut short. Save it again.")
             return _parse_header(path, json.loads(file.read(length)), _LENGTH_BYTES + length, size_bytes)
     except FileNotFoundError as error:
-        raise ExportError(f"{path} does not exist. Save the adapter as safetensors.") from error
+        raise ExportError(_describe_missing(path), advice="") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(f"{path} is no safetensors file ({error!r}). Save it again.") from error
+
+
+def _describe_missing(path: Path) -> str:
+    pickled = path.with_suffix(".bin")
+    if not pickled.exists():
+        return f"{path} does not exist. Save the adapter as safetensors."
+    return (
+        f"{pickled} is a pickle, which can run code when it is read, so it is neither judged nor exported. "
+        "Load the adapter with PEFT and save it again, which writes safetensors."
+    )
 
 
 def _parse_header(path: Path, header: dict[str, Any], data_start: int, size_bytes: int) -> TensorFile:

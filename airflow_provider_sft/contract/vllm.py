@@ -27,6 +27,7 @@ from airflow_provider_sft.contract.vllm_releases import (
     DEFAULT_MAX_LORA_RANK,
     MAX_EXTRA_VOCABULARY,
     NO_EXTRA_VOCABULARY,
+    PATTERNS,
     find_releases,
     follows,
     label_of,
@@ -155,7 +156,8 @@ def _serving_flags(adapter: Adapter, release: str) -> Iterator[str]:
     if any(name in ("score", "classifier") for name in adapter.config.get("modules_to_save") or ()):
         yield "--runner=pooling"
         yield "--convert=classify"
-    max_rank = smallest_max_rank(adapter.max_rank)
+    counted = adapter.max_named_rank if follows(release, PATTERNS) else adapter.max_rank
+    max_rank = smallest_max_rank(counted)
     if max_rank is not None and max_rank > DEFAULT_MAX_LORA_RANK:
         yield f"--max-lora-rank={max_rank}"
     if adapter.num_new_rows:

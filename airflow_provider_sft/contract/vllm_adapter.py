@@ -49,12 +49,17 @@ class Adapter(NamedTuple):
     @property
     def max_rank(self) -> int:
         """The largest rank of any module; fused experts stack theirs, so that they count by the config's r."""
-        ranks = [int(self.config.get("r") or 0), *map(int, (self.config.get("rank_pattern") or {}).values())]
+        ranks = [int(self.config.get("r") or 0)]
         for name, entry in self.tensors.items():
             module, role = parse_tensor_name(name)
             if role in (Role.LORA_A, Role.EMBEDDING_A) and not is_fused_experts(module):
                 ranks.append(entry.shape[0])
         return max(ranks)
+
+    @property
+    def max_named_rank(self) -> int:
+        """With the ranks that rank_pattern names, whether a module has them or not: releases since 0.32 count these."""
+        return max(self.max_rank, *map(int, (self.config.get("rank_pattern") or {}).values()), 0)
 
 
 def is_fused_experts(module: str) -> bool:

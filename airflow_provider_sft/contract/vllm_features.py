@@ -170,8 +170,12 @@ _NO_LORA_TENSOR = {
 
 
 def check_rank(adapter: Adapter) -> Iterator[Finding]:
-    if adapter.max_rank > MAX_LORA_RANKS[-1]:
-        yield Finding("rejected", f"Rank {adapter.max_rank} is more than vLLM takes ({MAX_LORA_RANKS[-1]}).")
+    limit = MAX_LORA_RANKS[-1]
+    if adapter.max_rank > limit:
+        yield Finding("rejected", f"Rank {adapter.max_rank} is more than vLLM takes ({limit}).")
+    elif adapter.max_named_rank > limit:
+        reason = f"rank_pattern names rank {adapter.max_named_rank}, more than vLLM takes ({limit}), though no module has it."
+        yield Finding("rejected", reason, since=PATTERNS)
 
 
 def check_experts(adapter: Adapter) -> Iterator[Finding]:

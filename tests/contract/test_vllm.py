@@ -90,6 +90,32 @@ def test_a_rank_over_512_is_rejected(write):
     assert (verdict["verdict"], verdict["reason"]) == ("rejected", "Rank 513 is more than vLLM takes (512).")
 
 
+def test_a_rank_that_only_an_unused_pattern_names_counts_since_0_32(write):
+    early, late = judge_adapter(write(q_proj(8), rank_pattern={"no_such": 100}))
+    assert (early["releases"], early["flags"]) == ("0.8.5-0.31", ["--enable-lora"])
+    assert (late["releases"], late["flags"]) == ("0.32-0.33", ["--enable-lora", "--max-lora-rank=128"])
+    early, late = judge_adapter(write(q_proj(8), rank_pattern={"no_such": 513}))
+    assert (early["releases"], early["verdict"]) == ("0.8.5-0.31", "loads_right")
+    assert (late["verdict"], late["reason"]) == (
+        "rejected",
+        "rank_pattern names rank 513, more than vLLM takes (512), though no module has it.",
+    )
+
+
+def test_a_pickled_adapter_is_not_read_and_the_sentence_says_how_to_save_it(write, capsys):
+    directory = write(q_proj())
+    (directory / "adapter_model.safetensors").rename(directory / "adapter_model.bin")
+    assert cli.main(["vllm-check", str(directory)]) == 69
+    assert "adapter_model.bin is a pickle" in capsys.readouterr().err
+
+
+def test_a_classifier_head_gets_the_flags_of_a_served_classifier_where_releases_take_it(write):
+    tensors = q_proj() | {"score.weight": (2, 64)}
+    *_, last = judge_adapter(write(tensors, modules_to_save=["score"]))
+    assert last["releases"] == "0.31-0.33"
+    assert last["flags"] == ["--enable-lora", "--runner=pooling", "--convert=classify"]
+
+
 @pytest.mark.parametrize(
     ("architecture", "expected"),
     [
