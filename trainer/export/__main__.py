@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         )
     except Exception as error:  # noqa: BLE001  # whatever it is, it ends in a sentence and an exit code
         known = classify(error, model=str(arguments.base))
-        sys.stderr.write(plain_lines(_in_flags(f"{known.reason}\n{known.advice}")) + "\n")
+        sys.stderr.write(plain_lines(_in_flags(f"{known.reason}\n{known.advice}".rstrip())) + "\n")
         return int(known.exit_code)
     for outcome in outcomes:
         sys.stdout.write(plain_text(_describe(outcome)))
