@@ -95,6 +95,20 @@ def find_nonfinite(tensors: Mapping[str, TensorEntry]) -> str | None:
     return next((name for name, entry in tensors.items() if _is_nonfinite(entry)), None)
 
 
+def is_nonzero(entry: TensorEntry) -> bool:
+    """Whether any of its bytes is; False for a tensor that is not written yet."""
+    if not entry.path.is_file():
+        return False
+    with entry.path.open("rb") as file:
+        file.seek(entry.begin)
+        left = entry.end - entry.begin
+        while left > 0 and (block := file.read(min(left, _SCAN_BYTES))):
+            left -= len(block)
+            if block.strip(b"\0"):
+                return True
+    return False
+
+
 # Bytes of a number's end that are all ones in its exponent, for each type: the last, and the bits of the one before.
 _EXPONENTS = {
     "F32": (4, b"\x7f\xff", 0x80),

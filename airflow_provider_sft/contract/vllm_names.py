@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from airflow_provider_sft.contract.adapter_files import is_nonzero
 from airflow_provider_sft.contract.adapter_layout import Role, embedding_side, parse_tensor_name, rank_of
 from airflow_provider_sft.contract.base_model import BaseModel, has_root
 from airflow_provider_sft.contract.vllm_adapter import Adapter, Finding, is_fused_experts
@@ -21,6 +22,7 @@ _PARTNERS = {
 _EXPERT = re.compile(r"^(.*\.experts)\.\d+\.\w+$")
 _MATRIX = 2  # axes
 _ROTARY = ("q_proj", "k_proj")
+_TOWER = re.compile(r"(^|\.)(vision|visual|audio|multi_modal)\w*\.")
 
 
 class _Pair(NamedTuple):
@@ -66,6 +68,7 @@ def check_base(adapter: Adapter) -> Iterator[Finding]:
         return
     pairs = [pair for pair in _pairs(adapter) if not is_fused_experts(pair.module)]
     yield from _check_rotary(base, pairs)
+    yield from _check_towers(adapter)
     if not base.shapes or base.is_quantised:
         return
     leaves = {name.rpartition(".")[0].rpartition(".")[2] for name in base.shapes}
@@ -123,6 +126,15 @@ def _check_rotary(base: BaseModel, pairs: list[_Pair]) -> Iterator[Finding]:
             "loads_wrong",
             "vLLM puts the rows of Llama 4's q_proj and k_proj in another order, and the LoRA's not.",
         )
+
+
+def _check_towers(adapter: Adapter) -> Iterator[Finding]:
+    """By default vLLM applies LoRA to the language model only; one whose B is zero does nothing anyway."""
+    for name, entry in adapter.tensors.items():
+        module, role = parse_tensor_name(name)
+        if role is Role.LORA_B and _TOWER.search(module) and is_nonzero(entry):
+            yield Finding("loads_wrong", f"vLLM ignores LoRA outside the language model ({module}).")
+            return
 
 
 def _is_expert_of_fused(base: BaseModel, module: str) -> bool:

@@ -102,3 +102,24 @@ def test_a_module_is_found_in_the_language_model_and_never_in_the_vision_tower(t
     write_header(tmp_path / "model.safetensors", {f"{name}.weight": (8, 8) for name in names})
     found = BaseModel(tmp_path).find("model.language_model.layers.0.self_attn.q_proj")
     assert found == "language_model.model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(("byte", "outcome"), [(b"\0", "loads_right"), (b"\x3f", "loads_wrong")])
+def test_lora_on_a_vision_tower_is_ignored_by_vllm_and_so_wrong_unless_it_is_zero(tmp_path, byte, outcome):
+    tower = "vision_tower.encoder.layers.0.self_attn.q_proj"
+    (tmp_path / "base").mkdir()
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"vocab_size": 100}}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    names = [f"{tower}.weight", "language_model.model.layers.0.self_attn.q_proj.weight"]
+    write_header(tmp_path / "base" / "model.safetensors", dict.fromkeys(names, (64, 64)))
+    settings = {
+        "peft_type": "LORA",
+        "r": 8,
+        "lora_alpha": 16,
+        "base_model_name_or_path": str(tmp_path / "base"),
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    weights = tmp_path / "adapter_model.safetensors"
+    write_header(weights, lora("language_model.model.layers.0.self_attn.q_proj") | lora(tower))
+    weights.write_bytes(weights.read_bytes()[:-1] + byte)  # the last of the tower's B
+    assert set(outcomes(judge_adapter(tmp_path)).values()) == {outcome}
