@@ -44,7 +44,7 @@ def granted(engine):
 
 @ENGINES
 def test_documented_role_is_what_an_engine_uses_and_no_more(desk, engine):
-    desk.kube.inject(faults.Unschedulable(for_s=1.5))
+    desk.kube.inject(faults.Unschedulable(for_s=4))
     refused = "/(jobs|jobsets|pytorchjobs|trainjobs)"
     desk.kube.inject(faults.HttpError(path=refused, method="POST", status=422))
     long = {**CONFIG, "chat_template": "é" * 60_000}

@@ -32,7 +32,7 @@ def granted():
 def test_documented_role_is_what_the_operator_uses_and_no_more(desk, deferrable):
     long = config_of(MAX_ENV_CONFIG_BYTES + 1)
     for config, code in ((long, 0), (long, 65)):
-        desk.kube.inject(faults.Unschedulable(for_s=0.5))
+        desk.kube.inject(faults.Unschedulable(for_s=3))
         tune(desk.stand_in(deferrable=deferrable, config=config, stand_in_exit=code))
     used = {(request.verb, request.resource) for request in desk.kube.requests if request.verb}
     assert used == granted()
@@ -42,7 +42,7 @@ def test_documented_role_is_what_the_operator_uses_and_no_more(desk, deferrable)
 @pytest.mark.parametrize("resource", ["pods/log", "events"])
 def test_right_to_read_log_or_events_may_be_missing(desk, deferrable, resource):
     desk.kube.inject(faults.Denied(resource=resource))
-    desk.kube.inject(faults.Unschedulable(for_s=0.5))
+    desk.kube.inject(faults.Unschedulable(for_s=3))
     outcome, task = tune(desk.stand_in(deferrable=deferrable, stand_in_steps=100))
     assert task.state == "success", outcome.log
     assert outcome.log.count("cannot be read") == 1

@@ -42,9 +42,9 @@ def test_check_where_torch_does_not_load_fails_and_names_the_cause(tmp_path):
     assert "FAIL  GPUs: ImportError: libcudart.so.13" in checked.stdout
 
 
-def test_argument_that_nobody_takes_is_refused_with_what_to_do(capsys):
+def test_argument_that_nobody_takes_is_refused_with_what_to_do(capfd):
     assert dispatch(["bash"]) == 64
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert "Unknown arguments 'bash'" in said
     assert "--entrypoint bash" in said
 
