@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from trainer.files import read_json
+
 _WEIGHTS = (".safetensors", ".gguf")
 # Formats that are never loaded, pages for people, and what a run leaves beside its model.
 _NOT_READ = (
@@ -32,7 +34,22 @@ def list_weight_files(directory: Path, values: Mapping[str, Any]) -> list[Path]:
     folder = directory / str(options.get("subfolder") or "")
     if gguf := options.get("gguf_file"):
         return [path for path in [folder / str(gguf)] if path.is_file()]
-    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    found = {*folder.glob("*.safetensors"), *(folder / name for name in _named_weights(folder))}
+    return sorted(path for path in found if path.is_file())
+
+
+def is_name_inside(name: str) -> bool:
+    """A file's name, or that of one in a subdirectory."""
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
+def _named_weights(folder: Path) -> Iterator[str]:
+    """Those that an index or config.json names: they may lie in a subdirectory."""
+    named = [(read_json(folder / "config.json") or {}).get("transformers_weights")]
+    for index in folder.glob("*.safetensors.index*.json"):
+        shards = (read_json(index) or {}).get("weight_map")
+        named += shards.values() if isinstance(shards, dict) else []
+    yield from {name for name in named if isinstance(name, str) and is_name_inside(name)}
 
 
 def _places(directory: Path, values: Mapping[str, Any]) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow_provider_sft.contract.adapter_files import TensorEntry, read_tensor_file
 from airflow_provider_sft.contract.errors import AccessDeniedError, ExportError, NotFoundError
+from trainer.model_content import is_name_inside
 
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
@@ -59,6 +60,8 @@ def _weight_files(directory: Path, variant: str) -> Iterator[Path]:
     """The files that transformers would load, in its order of preference."""
     single, index = f"model{variant}.safetensors", f"model.safetensors.index{variant}.json"
     named = _read_object(directory / "config.json").get("transformers_weights")
+    if isinstance(named, str):
+        _check_inside(directory / "config.json", named)
     names = [named] if isinstance(named, str) else [single, index]
     path = next((directory / name for name in names if (directory / name).exists()), None)
     if path is None:
@@ -78,11 +81,19 @@ def _shards(index: Path) -> Iterator[Path]:
         raise NotFoundError(f"{index} has no 'weight_map' of tensors to files. {_COPY_AGAIN}")
     found = {}
     for name in sorted(set(shards.values())):
-        path = index.with_name(name)
+        path = index.parent / name
+        _check_inside(index, name)
         if not path.exists():
             raise NotFoundError(f"{path} does not exist, and {index.name} names it. {_COPY_AGAIN}")
         found[name] = path
     yield from found.values()
+
+
+def _check_inside(path: Path, name: str) -> None:
+    if not is_name_inside(name):
+        raise NotFoundError(
+            f"{path} names {name!r}, which does not lie in the model's directory. {_COPY_AGAIN}"
+        )
 
 
 def _check_tensors(path: Path) -> None:

@@ -12,6 +12,7 @@ from airflow_provider_sft.contract.names import ALLOW_REMOTE_CODE_ENV_VAR
 from airflow_provider_sft.contract.wording import show
 from trainer.data.roots import check_allowed
 from trainer.files import read_json
+from trainer.model_content import list_weight_files
 from trainer.model_damage import check_model_files, check_tokenizer_files
 
 
@@ -30,6 +31,8 @@ def check_model(values: Mapping[str, Any], environ: Mapping[str, str]) -> None:
         options = values.get("model_init_kwargs") or {}
         directory = Path(name, str(options.get("subfolder") or ""))
         _check_weights(directory, options)
+        for file in list_weight_files(Path(name), values):
+            check_allowed("model_name_or_path", file, environ)
         _check_code(directory, trusted=bool(values.get("trust_remote_code")))
         _check_quantisation(values, directory)
 

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from airflow_provider_sft.contract.errors import ConfigError, NotFoundError, SFTError
+from airflow_provider_sft.contract.errors import AccessDeniedError, ConfigError, NotFoundError, SFTError
 from tests.trainer.here import run_here, train_here
 from tests.trainer.test_attention import tiny_model
 from trainer.evaluate import main as evaluate
+from trainer.model_content import list_weight_files
 from trainer.model_files import check_model
 from trainer.pretrained import load_tokenizer_files, load_whole_model
 
@@ -237,6 +238,34 @@ def test_index_of_nothing_or_of_a_missing_shard_is_named(base, flaw):
         NotFoundError, match=r"model-9.safetensors does not exist|index.json has no 'weight_map'"
     ):
         check_model({"model_name_or_path": str(base)}, {})
+
+
+@pytest.mark.parametrize("named_in", ["model.safetensors.index.json", "config.json"])
+def test_weights_that_lie_outside_the_model_are_refused(named_in, base, tmp_path):
+    """Whatever names them: else they are read outside the allowed roots, and are no part of the identity."""
+    weights = (base / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    outside = f"../{weights.name}" if named_in == "config.json" else str(weights)
+    names = {"transformers_weights": outside, "weight_map": {"w": outside}}
+    said = json.loads((base / "config.json").read_text()) if named_in == "config.json" else {}
+    (base / named_in).write_text(json.dumps(said | names))
+    with pytest.raises(NotFoundError, match=f"{named_in} names .*, which does not lie in the model's"):
+        check_model({"model_name_or_path": str(base)}, {})
+
+
+def test_shards_in_a_subdirectory_are_read_held_to_the_roots_and_part_of_the_identity(base, tmp_path):
+    names = list(load_file(base / "model.safetensors"))
+    (base / "shards").mkdir()
+    shard = (base / "model.safetensors").rename(base / "shards" / "a.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "shards/a.safetensors")}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    values = {"model_name_or_path": str(base)}
+    check_model(values, {"SFT_ALLOWED_ROOTS": str(base)})
+    assert list_weight_files(base, values) == [shard]
+    load_whole_model(str(base))
+    shard.rename(tmp_path / "elsewhere.safetensors")
+    shard.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(AccessDeniedError, match=r"elsewhere.safetensors, outside"):
+        check_model(values, {"SFT_ALLOWED_ROOTS": str(base)})
 
 
 @pytest.mark.parametrize(
