@@ -54,14 +54,14 @@ def check_places(values: Mapping[str, Any], environ: Mapping[str, str]) -> None:
     :raises ConfigError: the run would write over what it reads, or into another run's directory
     :raises AccessDeniedError: outside SFT_ALLOWED_ROOTS
     """
-    places = find_places(values)
+    places, logs = find_places(values), str(values.get("training_logs_filename"))
     for place in places:
         check_allowed(place.key, place.path, environ)
         for link in _links_in(place):
             check_allowed(place.key, link, environ)
     for place in places:
         if place.written:
-            _check_written(place, places)
+            _check_written(place, places, logs)
 
 
 def check_inputs_stay(values: Mapping[str, Any], data_files: Iterable[Path]) -> None:
@@ -85,7 +85,9 @@ def prove_places(values: Mapping[str, Any]) -> None:
     :raises SFTError: as `prepare_directory`
     """
     for place in find_places(values):
-        if place.written and place.path.suffix != ".db":  # of a tracker
+        # A tracker's database is a file, and what an object names with a suffix may be one.
+        is_file = place.path.suffix == ".db" or ("." in place.key and place.path.suffix)
+        if place.written and not is_file:
             prepare_directory(place.key, place.path)
 
 
@@ -146,7 +148,7 @@ def _links_in(place: Place) -> Iterator[Path]:
         yield from (path for path in place.path.iterdir() if path.is_symlink())
 
 
-def _check_written(place: Place, places: list[Place]) -> None:
+def _check_written(place: Place, places: list[Place], logs: str) -> None:
     if place.real == Path("/"):
         raise ConfigError(
             f"{place.key} {str(place.path)!r} is the root directory. Name a directory of its own."
@@ -157,7 +159,8 @@ def _check_written(place: Place, places: list[Place]) -> None:
                 f"{place.key} {str(place.path)!r} lies in {other.key} {str(other.path)!r}, which would be written "
                 f"over. Name another directory."
             )
-        if not other.written and other.key != "resume_from_checkpoint" and _replaces(place.real, other.real):
+        is_input = not other.written and other.key != "resume_from_checkpoint"
+        if is_input and _replaces(place.real, other.real, logs):
             raise ConfigError(
                 f"{other.key} {str(other.path)!r} lies in {place.key} {str(place.path)!r} under a name that the run "
                 f"writes. Move it, or give the run another {place.key}."

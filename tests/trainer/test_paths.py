@@ -217,3 +217,19 @@ def test_home_directory_is_meant_by_a_tilde(places, monkeypatch, tmp_path):
 def test_directory_that_was_proved_is_left_empty(tmp_path):
     prepare_directory("output_dir", tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_log_under_the_name_of_an_input_is_refused(places, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rules.yaml").write_text("controllers: []\n")
+    rules = str(tmp_path / "out" / "rules.yaml")
+    values = places(trainer_controller_config_file=rules, training_logs_filename="rules.yaml")
+    with pytest.raises(
+        ConfigError, match="trainer_controller_config_file .* under a name that the run writes"
+    ):
+        check_places(values, {})
+
+
+def test_file_that_an_object_names_does_not_become_a_directory(places, tmp_path):
+    prove_places(places(fsdp_config={"activation_path": str(tmp_path / "elsewhere" / "x.json")}))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
