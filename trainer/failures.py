@@ -159,7 +159,7 @@ def _from_packages(error: BaseException) -> SFTError | None:
     if isinstance(error, ImportError) and _OUT_OF_MEMORY.search(str(error)):
         return MemoryExhaustedError(f"There is no memory for the libraries: {_one_line(error)}")
     if isinstance(error, PackageNotFoundError) or (
-        isinstance(error, ImportError | ValueError) and _NEEDS_PACKAGE.search(str(error))
+        isinstance(error, ImportError | ValueError) and _NEEDS_PACKAGE.search(str(error).partition("\n")[0])
     ):
         return ConfigError(
             f"The config asks for a package that is not installed here: {_one_line(error)} Drop the key, or use an image with it."

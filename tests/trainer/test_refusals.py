@@ -92,7 +92,10 @@ def test_full_tuning_at_a_learning_rate_of_1e12_is_no_success_either(lora_config
 
 def test_learning_rate_of_1e12_ends_68_and_leaves_no_model(run_trainer, lora_config, tmp_path):
     run = run_trainer({**lora_config, "learning_rate": 1e12}, code=68)
-    assert "training diverged" in run.result["reason"]
+    assert (
+        "nothing can be learned any more" in run.result["reason"]
+        or "training diverged" in run.result["reason"]
+    )
     assert "learning_rate" in run.result["advice"]
     assert not (tmp_path / "out" / ".complete").exists()
     assert not list((tmp_path / "out").glob("*.safetensors"))

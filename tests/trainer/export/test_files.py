@@ -151,7 +151,7 @@ def test_a_header_that_points_outside_is_refused(adapter):
 
 def test_a_pickled_adapter_is_refused(adapter):
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(ExportError, match="Save the adapter as safetensors"):
+    with pytest.raises(ExportError, match="Load the adapter with PEFT and save it again"):
         export_for_vllm(adapter, num_new_tokens=0)
 
 
