@@ -66,7 +66,7 @@ class NodeLog:
         return stream_lines(self._wire.hook(), self._path, query, idle_timeout_s=_IDLE_S)
 
     def _take_line(self, line: str) -> None:
-        """Equal lines of one time are told as often as they were written."""
+        """Equal lines of one time are logged as often as they were written."""
         stamp, text = split_stamp(line)
         if stamp and stamp <= self._told_before:
             return

@@ -32,7 +32,7 @@ def is_held_by_another(metadata: Mapping[str, Any], claim: str) -> bool:
 
 @dataclass(frozen=True)
 class Deletion:
-    """Of a pod or job, told by its uid, while this try holds it."""
+    """Of a pod or job with this uid, while this try holds it."""
 
     uid: str
     claim: str

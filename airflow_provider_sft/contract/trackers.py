@@ -40,7 +40,7 @@ def find_tracker_contradictions(config: Mapping[str, Any]) -> Iterator[str]:
             hint = (
                 f"Did you mean {near!r}?" if near else f"It takes {', '.join(INTEGRATIONS)}, 'all' or 'none'."
             )
-            yield f"Config key 'report_to' is {show(name)}, which is no integration of transformers. {hint}"
+            yield f"Config key 'report_to' is {show(name)}, which is not an integration of transformers. {hint}"
     if experiment_metadata(config) is None:
         shown = show(config["exp_metadata"])
         yield f"Config key 'exp_metadata' is {shown}, which is no JSON object. Give an object of keys and values."

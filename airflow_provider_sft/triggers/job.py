@@ -176,7 +176,7 @@ class SFTJobTrigger(SFTTrainerTrigger):
         return None
 
     async def _find_full_quota(self, state: JobState, job: Manifest | None) -> str:
-        """What the engine was told when it last made a pod of this job, while one is missing."""
+        """Why the engine could not make a pod of this job, while one is missing."""
         is_starting = state.stage in (Stage.STARTING, Stage.RESTARTING)
         if job is None or not is_starting or len(self._view.pods) >= read_job(job).num_nodes:
             return ""

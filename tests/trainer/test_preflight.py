@@ -109,7 +109,7 @@ def check(environ=None, **keys):
     [
         ({"trackers": ["mlflow"]}, "Config key 'mlflow_tracking_uri' is missing, and trackers has 'mlflow'."),
         ({"trackers": ["aim"]}, "Config key 'aim_repo' is missing, and trackers has 'aim'."),
-        ({"report_to": "wanbd"}, "Config key 'report_to' is 'wanbd', which is no integration of transformers. Did you mean 'wandb'?"),
+        ({"report_to": "wanbd"}, "Config key 'report_to' is 'wanbd', which is not an integration of transformers. Did you mean 'wandb'?"),
         ({"exp_metadata": "not json"}, "Config key 'exp_metadata' is 'not json', which is no JSON object."),
         ({"training_logs_filename": "../x"}, "Config key 'training_logs_filename' is '../x'. Give a file's name"),
         ({"trainer_controller_config_file": "/nowhere.yaml"}, "'/nowhere.yaml', which does not exist"),
